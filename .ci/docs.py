@@ -1,0 +1,107 @@
+"Build the documentation site into `_docs/` without Quarto, and fail on a broken link: `python .ci/docs.py`"
+import re, shutil, sys
+from html.parser import HTMLParser
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from fastcore.script import call_parse
+from nbdev.config import get_config
+from nbdev.serve import proc_nbs
+from smalldocs import layout
+from smalldocs.config import load
+from smalldocs.site import Site, rel
+
+katex = Path(__file__).parent/'katex'
+google_fonts = re.compile(r'@import\s*url\(["\']?https?://fonts\.[^)]*\);?')
+page_refs = dict(a='href', img='src', script='src', link='href', source='src', iframe='src', video='src', audio='src')
+
+
+class NbdevSite(Site):
+    "A smalldocs site that honours nbdev's `output-file` and whose links to its own published address are local."
+    def __init__(self, project, address): super().__init__(project, quiet=True); self.address = address
+
+    def warn(self, msg):
+        "Drop what is read here after all, and broken links, which `check_site` finds in the built pages."
+        if 'output-file' not in msg and 'broken link' not in msg: super().warn(msg)
+
+    def read(self, src):
+        page = super().read(src)
+        if name := page.front.get('output-file'): page.out = page.out.with_name(name)
+        return page
+
+    def find_page(self, target):
+        named = next((p for p in self.pages.values() if p.out == target), None)
+        return named or super().find_page(target)
+
+    def resolve(self, href, page, record=True):
+        local = '/' + href.removeprefix(self.address).lstrip('/') if href.startswith(self.address) else href
+        return super().resolve(local, page, record)
+
+
+def localize(site):
+    "Make the pages of a built `site` independent of the network: KaTeX beside them, the theme's own fonts."
+    shutil.copytree(katex, site.out/'site_libs/katex', dirs_exist_ok=True)
+    for page in site.pages.values():
+        path, home = site.out/page.out, rel(PurePosixPath('site_libs/katex'), page)
+        path.write_text(path.read_text(encoding='utf-8').replace(layout.KATEX, home), encoding='utf-8')
+    for css in (site.out/'site_libs/themes').glob('*.css'):
+        css.write_text(google_fonts.sub('', css.read_text(encoding='utf-8')), encoding='utf-8')
+
+
+class PageRefs(HTMLParser):
+    "The ids of one HTML page and what it refers to."
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.refs = set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs[k] for k in ('id', 'name') if attrs.get(k)}
+        if (ref := attrs.get(page_refs.get(tag))) is not None: self.refs.append((tag, ref))
+
+
+def ref_problem(tag, ref, page, pages):
+    "What is wrong with the reference `ref` of a `tag` in the file `page`, or None"
+    url = urlsplit(ref)
+    if url.scheme == 'data' or (tag == 'a' and url.scheme in ('http', 'https', 'mailto')): return None
+    if url.scheme or url.netloc: return f'external request: <{tag}> {ref}'
+    target = (page.parent/unquote(url.path)).resolve() if url.path else page
+    if target.is_dir(): target = target/'index.html'
+    if not target.is_file(): return f'broken link: {ref}'
+    anchor = unquote(url.fragment)
+    if anchor and target in pages and anchor not in pages[target].ids: return f'no such anchor: {ref}'
+
+
+def check_site(folder):
+    "The broken links and anchors, missing images and external requests of the site in `folder`, a line each"
+    folder = Path(folder).resolve()
+    pages = {p: PageRefs(p.read_text(encoding='utf-8')) for p in sorted(folder.rglob('*.html'))}
+    problems = [(page, problem) for page, found in pages.items() for ref in found.refs
+                if (problem := ref_problem(*ref, page, pages))]
+    problems += [(css, 'external request: ' + url) for css in sorted(folder.rglob('*.css'))
+                 for url in re.findall(r'(?:url\(|@import\s+)["\']?((?:https?:)?//[^"\')]+)', css.read_text(encoding='utf-8'))]
+    return [f'{page.relative_to(folder)}: {problem}' for page, problem in problems]
+
+
+def build(out=None):
+    "Process the notebooks as nbdev does, build the site into the folder `out` (default: `_docs`), and return it"
+    cfg = get_config()
+    project = load(proc_nbs(n_workers=0, force=True))
+    site = NbdevSite(project, address=f'{cfg.doc_host}{cfg.doc_baseurl}')
+    site.out = Path(out or cfg.doc_path).resolve()
+    site.build()
+    localize(site)
+    return site
+
+
+@call_parse
+def main(
+    out:str=None, # Folder of the site (default: `_docs`, as settings.ini says)
+):
+    "Build the documentation site without Quarto; exit 1 on a broken link or anchor, a missing image or an external request"
+    site = build(out)
+    problems = site.warnings + check_site(site.out)
+    print(*problems, sep='\n', end='\n' if problems else '')
+    print(f'site: {len(site.pages)} pages in {site.out}, {len(problems)} problems')
+    sys.exit(bool(problems))

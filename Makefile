@@ -1,0 +1,42 @@
+# `make help` lists the targets. Everything runs in a virtual environment of its own, which the first target makes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c .ci/constraints.txt
+
+.PHONY: help .venv demo test docs readme notebooks clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -E '^[.a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv: $(INSTALLED) ## Make the virtual environment: PYTHON=python3.11 chooses its Python
+
+$(INSTALLED): settings.ini setup.py .ci/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch torchvision
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED) ## Train without a regulariser and with Hess on the embedded data, then compare (about 4 minutes)
+	$(BIN)/disentangle_run --data embedded --kinds DC-BC --reg none --out runs/demo/none
+	$(BIN)/disentangle_run --data embedded --kinds DC-BC --reg hess --out runs/demo/hess
+	$(BIN)/disentangle_report runs/demo/none runs/demo/hess --out runs/demo/report
+
+test: $(INSTALLED) ## Run every notebook and test, check that nothing is out of sync, build the site
+	$(BIN)/python .ci/test_nbs.py
+	$(BIN)/python -m pytest tests
+
+docs: $(INSTALLED) ## Build the site into _docs/
+	$(BIN)/python .ci/docs.py
+
+readme: $(INSTALLED) ## Write README.md from nbs/index.ipynb
+	$(BIN)/python .ci/readme.py
+
+notebooks: $(INSTALLED) ## Run the notebooks in place and save their outputs
+	$(BIN)/python .ci/run_nbs.py
+
+clean: ## Remove what was built; the virtual environment and runs/ stay
+	rm -rf _docs _proc build dist .pytest_cache .hypothesis
+	find disentangle_nb tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"Lets the tests import the scripts of `.ci/`."
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]/'.ci'))

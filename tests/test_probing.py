@@ -1,0 +1,148 @@
+"Probes against scikit-learn, and fuzzing of shapes and values"
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from disentangle_nb.probing import (PROBES, Scorecard, as_slices, card_from_accuracy, holdout, linear_probe,
+                                    match_slices, mlp_probe, probe_matrix, scorecard)
+
+
+def blobs(n, C, D, spread, seed):
+    rng = np.random.default_rng(seed)
+    y = np.r_[np.arange(C), rng.integers(C, size=2 * n - C)]
+    x = rng.normal(size=(C, D))[y] + spread * rng.normal(size=(2 * n, D))
+    x = x @ rng.normal(size=(D, D))
+    return x[:n], y[:n], x[n:], y[n:]
+
+
+@pytest.mark.parametrize("seed,C,D,spread", [(0, 10, 64, 3), (1, 10, 32, 1), (2, 2, 16, 4), (3, 5, 100, 6), (4, 10, 8, 30)])
+@pytest.mark.parametrize("l2", [1e-2, 1e-4])
+def test_linear_probe_is_scikit_learns_optimum(seed, C, D, spread, l2):
+    x, y, xt, yt = blobs(2000, C, D, spread, seed)
+    p = linear_probe(x, y, l2=l2)
+    mean, std = p.mean.numpy(), p.std.numpy()
+    strength = (2 if C == 2 else 1) / (len(x) * l2)  # for two classes scikit-learn fits the difference of our vectors
+    sk = LogisticRegression(C=strength, tol=1e-9, max_iter=20000).fit((x - mean) / std, y)
+    W = p.weight.numpy()
+    W = W[1:] - W[:1] if C == 2 else W
+    np.testing.assert_allclose(W, sk.coef_, atol=2e-3 * np.abs(sk.coef_).max() + 1e-4)
+    assert abs(p.accuracy(xt, yt) - 100 * sk.score((xt - mean) / std, yt)) <= 0.3
+
+
+def test_chosen_strength_matches_scikit_learns_on_digits():
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    train, valid, test = np.split(order, [800, 1000])
+    p = linear_probe(x[train], y[train], x[valid], y[valid])
+    z = (x - p.mean.numpy()) / p.std.numpy()
+    sk = LogisticRegression(C=1 / (len(train) * p.l2), tol=1e-8, max_iter=5000).fit(z[train], y[train])
+    assert abs(p.accuracy(x[test], y[test]) - 100 * sk.score(z[test], y[test])) <= 0.3
+    assert p.accuracy(x[test], y[test]) > 93
+
+
+def test_validation_rows_change_nothing_but_the_strength():
+    x, y, xt, yt = blobs(600, 4, 10, 3, 0)
+    a, b = linear_probe(x, y, xt, yt, l2=1e-2), linear_probe(x, y, l2=1e-2)
+    torch.testing.assert_close(a.weight, b.weight, atol=1e-4, rtol=1e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(8, 60), D=st.integers(1, 40), C=st.integers(2, 4), scale=st.sampled_from([1e-6, 1., 1e6]),
+       dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]), seed=st.integers(0, 99))
+def test_probes_take_any_shape_and_scale(n, D, C, scale, dtype, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = (torch.randn(n, D, generator=g) * (1 if dtype == torch.float16 else scale)).to(dtype)
+    y = torch.arange(n) % C
+    for p in (linear_probe(x, y), mlp_probe(x, y, epochs=2)):
+        logp = p.log_prob(x)
+        assert logp.shape == (n, C) and torch.isfinite(logp).all()
+        assert torch.allclose(logp.exp().sum(1), torch.ones(n).to(logp), atol=1e-5)
+        assert 0 <= p.accuracy(x, y) <= 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8))
+def test_slices_tile_the_embedding(widths):
+    D = sum(widths)
+    parts = as_slices(widths, D)
+    assert np.concatenate([np.arange(D)[s] for s in parts]).tolist() == list(range(D))
+    assert [s.stop - s.start for s in parts] == widths
+    with pytest.raises(ValueError): as_slices(widths, D + 1)
+    if D % len(widths) == 0: assert len(as_slices(len(widths), D)) == len(widths)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=80))
+def test_holdout_keeps_every_class(y):
+    y = torch.tensor(y)
+    held = holdout(y)
+    assert set(y[~held].tolist()) == set(y.tolist())
+    for c in set(y.tolist()):
+        where = torch.where(y == c)[0]
+        assert held[where].tolist() == sorted(held[where].tolist())
+        assert held[where].sum() == (0 if len(where) == 1 else max(1, int(0.2 * len(where) + 1e-9)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(K=st.integers(1, 4), nf=st.integers(1, 4), seed=st.integers(0, 999))
+def test_any_number_of_slices_and_factors_is_judged(K, nf, seed):
+    rng = np.random.default_rng(seed)
+    names = [f"f{i}" for i in range(nf)]
+    acc = {r: dict(zip(names, rng.uniform(10, 100, nf))) for r in ["r", *(f"r_{k}" for k in range(K))]}
+    card = card_from_accuracy(acc, dict.fromkeys(names, 10.), names)
+    matched = [s for s in card.match.values() if s]
+    assert len(matched) == len(set(matched)) == min(K, nf)
+    assert len(card.unmatched) == K - len(matched)
+    leaks = [acc[r][f] - 10 for f in names for r in acc if r != "r" and r != card.match[f]]
+    assert card.R1 == pytest.approx(np.mean(leaks) if leaks else 0)
+    assert card.R2 == pytest.approx(np.mean([acc["r"][f] - max(acc[f"r_{k}"][f] for k in range(K)) for f in names]))
+    assert Scorecard.from_dict(json.loads(card.to_json())) == card
+    assert str(card) and card._repr_markdown_().startswith("| input |")
+
+
+def test_matching_is_the_best_of_all_permutations():
+    from itertools import permutations
+    for seed in range(20):
+        A = np.random.default_rng(seed).uniform(0, 100, (3, 3))
+        acc = {"r": None, **{f"r_{k}": dict(zip("abc", A[k])) for k in range(3)}}
+        match = match_slices(acc, dict(a=0, b=0, c=0), "abc")
+        got = sum(acc[s][f] for f, s in match.items())
+        assert got == pytest.approx(max(sum(A[p[j], j] for j in range(3)) for p in permutations(range(3))))
+
+
+@pytest.mark.parametrize("probe", list(PROBES))
+def test_numpy_torch_and_dataframe_give_the_same_card(probe):
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    x, y, xt, yt = blobs(200, 3, 6, 1, 0)
+    two = lambda v: np.stack([v, (v + 1) % 3], 1)
+    cards = [scorecard((f(x), g(two(y))), (f(xt), g(two(yt))), factor_names=("a", "b"), shared=("a", "b"), probe=probe)
+             for f, g in [(np.asarray, np.asarray), (torch.tensor, torch.tensor), (pd.DataFrame, pd.DataFrame)]]
+    assert cards[0] == cards[1] == cards[2]
+    assert cards[0].n_train == cards[0].n_test == 200
+
+
+def test_gradients_are_not_followed():
+    x = torch.randn(60, 4, requires_grad=True)
+    p = linear_probe(x, torch.arange(60) % 3)
+    assert not p.log_prob(x).requires_grad
+    with torch.no_grad(): mlp_probe(x, torch.arange(60) % 3, epochs=1)
+
+
+def test_weak_imports():
+    import subprocess, sys
+    code = "import sys, disentangle_nb.probing; print([m for m in ('fastai','torchvision','matplotlib','sklearn','pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_validation_pair_is_used():
+    x, y, xt, yt = blobs(300, 3, 6, 1, 0)
+    seen = []
+    class Fake:
+        def accuracy(self, x, y): return 50.
+    probe_matrix((x, y[:, None]), (xt, yt[:, None]), 2, ["f"], lambda *a: seen.append(a[2].shape) or Fake(), (x[:50], y[:50, None]))
+    assert [tuple(s) for s in seen] == [(50, 6), (50, 3), (50, 3)]
