@@ -13,6 +13,12 @@ from smalldocs.site import Site, rel
 
 katex = Path(__file__).parent/'katex'
 google_fonts = re.compile(r'@import\s*url\(["\']?https?://fonts\.[^)]*\);?')
+fetch_index = 'const r = await fetch(offset + "search.json");\n      index = await r.json();'
+load_index = '''index = await new Promise((done, fail) => {
+        const script = document.createElement("script");
+        Object.assign(script, {src: offset + "search.js", onload: () => done(window.searchIndex), onerror: fail});
+        document.head.append(script);
+      });'''
 page_refs = dict(a='href', img='src', script='src', link='href', source='src', iframe='src', video='src', audio='src')
 
 
@@ -38,8 +44,18 @@ class NbdevSite(Site):
         return super().resolve(local, page, record)
 
 
+def search_from_file(site):
+    "Let search work from `file://` too, where a page may not fetch JSON but may load a script"
+    script = site.out/'site_libs/smalldocs.js'
+    before = script.read_text(encoding='utf-8')
+    if fetch_index not in before: raise ValueError(f'{script} does not load search.json as the tested smalldocs does')
+    script.write_text(before.replace(fetch_index, load_index), encoding='utf-8')
+    index = (site.out/'search.json').read_text(encoding='utf-8')
+    (site.out/'search.js').write_text(f'window.searchIndex = {index};\n', encoding='utf-8')
+
+
 def localize(site):
-    "Make the pages of a built `site` independent of the network: KaTeX beside them, the theme's own fonts."
+    "Make the pages of a built `site` independent of the network: KaTeX beside them, the theme's fonts the system's"
     shutil.copytree(katex, site.out/'site_libs/katex', dirs_exist_ok=True)
     for page in site.pages.values():
         path, home = site.out/page.out, rel(PurePosixPath('site_libs/katex'), page)
@@ -92,6 +108,7 @@ def build(out=None):
     site.out = Path(out or cfg.doc_path).resolve()
     site.build()
     localize(site)
+    search_from_file(site)
     return site
 
 

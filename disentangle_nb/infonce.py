@@ -129,12 +129,12 @@ def info_nce_grad(
         p = similarity(z, z, tau).softmax(1)
         return ((p + p.T) @ z - 2 * partner(z)) / tau
 
-# %% ../nbs/02_infonce.ipynb #17cd0a97
+# %% ../nbs/02_infonce.ipynb #0808c2c0
 def info_nce_floor(
     n_pairs:int, # Number of pairs in the batch, `N`
     n_classes:float, # Number of equally likely classes the embedding tells apart, `M`
 )->float: # Nats
-    "The NT-Xent (mean) that an embedding cannot go below if it knows `n_classes` classes and nothing more"
+    "About the NT-Xent (mean) at which an embedding ends that knows `n_classes` classes and nothing more"
     if n_pairs < 2 or n_classes < 1: raise ValueError(f"needs n_pairs >= 2 and n_classes >= 1, got {n_pairs} and {n_classes}")
     return math.log(1 + (2*n_pairs - 2) / n_classes)
 

@@ -7,9 +7,8 @@ __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'make_base', 'ramp', 'unique_nam
            'info_nce_grad', 'info_nce_floor', 'nt_xent', 'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax',
            'SubInfoMax', 'info_min', 'ortho', 'hess', 'hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
 
-# %% ../nbs/04_losses.ipynb #5b772455
+# %% ../nbs/04_losses.ipynb #e313e3de
 from functools import partial
-import torch
 from torch import nn
 from .infonce import (info_nce, info_nce_grad, info_nce_floor, nt_xent, sub_info_nce, unit, joined,
                                     SliceLoss, InfoMax, SubInfoMax, one_of, check_values)

@@ -1,5 +1,5 @@
 "The repository is in sync: notebooks clean, modules as exported, README as `index.ipynb` gives; and a loss costs torch only."
-import ast, filecmp, json, os, shutil, subprocess, sys
+import ast, filecmp, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,13 @@ def test_notebook_is_clean(notebook, fresh):
 def test_notebook_holds_no_error(notebook):
     outputs = [o for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells'] for o in cell.get('outputs', [])]
     assert not [o['evalue'] for o in outputs if o['output_type'] == 'error']
+
+
+@pytest.mark.parametrize('notebook', notebooks, ids=lambda p: p.stem)
+def test_first_cell_holds_title_and_summary_only(notebook):
+    "nbdev makes the page's front matter of the first cell and drops the rest of it"
+    first = NBProcessor(notebook).nb.cells[0]
+    assert first.cell_type == 'markdown' and re.fullmatch(r'# [^\n]+\n+> [^\n]+\n*', first.source)
 
 
 def mixes_imports(cell):

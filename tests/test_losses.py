@@ -1,0 +1,555 @@
+"Losses and regularisers under fuzzing: slow references, symmetries, extreme values, errors, precision, copies, two processes, torch.compile."
+import copy, math, pickle, shutil
+from itertools import combinations, permutations
+
+import pytest, torch
+import torch.multiprocessing as mp
+from hypothesis import given, settings, strategies as st
+
+from disentangle_nb import losses as L
+from disentangle_nb.losses import (BASES, DisentangleLoss, HessReg, HSICReg, InfoMax, InfoMinReg, OrthoReg, REGULARIZERS, SubInfoMax,
+                                   info_nce, info_nce_floor, info_nce_grad, make_reg, nt_xent, unit)
+
+settings.register_profile('losses', max_examples=25, deadline=None, derandomize=True)
+settings.load_profile('losses')
+
+regs = [name for name in REGULARIZERS if name != 'none']
+names = ['infomax', 'subinfomax', *regs]
+sees_whole = {'infomax', 'hess', 'hess_sample'}                # normalise the whole z; the others normalise each slice
+unequal_ok = {'infomax', 'subinfomax', 'hess', 'hess_sample', 'hsic', 'hsic_debiased'}
+uses_tau = set(names) - {'ortho', 'ortho_fixed', 'ortho_redrawn', 'hsic', 'hsic_debiased'}
+every = pytest.mark.parametrize('name', names)
+
+
+def make(name, **kw): return {'infomax': InfoMax, 'subinfomax': SubInfoMax}[name](**kw) if name in ('infomax', 'subinfomax') else make_reg(name, **kw)
+
+
+def smallest(name): return 4 if name == 'hsic_debiased' else 2
+
+
+def pair(n=6, d=12, seed=0, dtype=torch.float64): return torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def call(loss, z0, z1, seed=0):
+    "The value of `loss` with a fixed draw of any permutation"
+    torch.manual_seed(seed)
+    return loss(z0, z1)
+
+
+def value_and_grad(loss, z0, z1):
+    z0, z1 = (z.clone().requires_grad_() for z in (z0, z1))
+    value = call(loss, z0, z1)
+    value.backward()
+    return value.detach(), torch.cat([z0.grad, z1.grad])
+
+
+@st.composite
+def batches(draw, max_slices=8, min_pairs=4):
+    "A pair of float64 projections and the number of their slices"
+    k, width = draw(st.integers(1, max_slices)), draw(st.integers(2, 4))
+    z0, z1 = pair(draw(st.integers(min_pairs, 7)), k * width, draw(st.integers(0, 999)))
+    return z0, z1, k
+
+
+taus = st.floats(0.05, 2)
+
+
+# Slow references: the formulas with a loop over every index
+
+def slices(z, k): return [[v / v.norm() for v in s] for s in z.chunk(k, 1)]
+
+
+def slow_infomax(z, tau, k):
+    v, n = slices(z, 1)[0], len(z)
+    return sum(torch.log(sum((v[i] @ v[a] / tau).exp() for a in range(n) if a != i)) - v[i] @ v[(i + n//2) % n] / tau for i in range(n))
+
+
+def slow_subinfomax(z, tau, k): return sum(slow_infomax(s, tau, 1) for s in z.chunk(k, 1))
+
+
+def slow_infomin(z, tau, k, cross=False):
+    s, n, total = slices(z, k), len(z), torch.zeros((), dtype=z.dtype)
+    for p, q in permutations(range(k), 2):
+        for i in range(n):
+            others = [s[q if cross else p][a] for a in range(n) if a != i]
+            total = total + s[p][i] @ s[q][i] / tau - torch.log(sum((s[p][i] @ o / tau).exp() for o in others))
+    return total
+
+
+def slow_ortho(z, tau, k, perm=None):
+    s, n = slices(z, k), len(z)
+    perm = slice(None) if perm is None else perm
+    return sum(((s[p][i][perm] @ s[q][j]).abs() for p, q in permutations(range(k), 2) for i in range(n) for j in range(n)),
+               start=torch.zeros((), dtype=z.dtype))
+
+
+def autograd_of_infomax(z, tau, **kw):
+    z = z / z.norm(dim=1, keepdim=True)
+    if not z.requires_grad: z.requires_grad_()
+    return torch.autograd.grad(slow_infomax(z, tau, 1), z, **kw)[0]
+
+
+def slow_hess(z, tau, k, sample=False):
+    g, total = autograd_of_infomax(z, tau).chunk(k, 1), torch.zeros((), dtype=z.dtype)
+    for a, b in combinations(g, 2):
+        for i in range(a.shape[1]):
+            for j in range(b.shape[1]):
+                product = a[:, i] * b[:, j]
+                total = total + (product.square().sum() if sample else product.sum().square())
+    return total.sqrt()
+
+
+def slow_kernel(x):
+    n = len(x)
+    d2 = [[(x[i] - x[j]).square().sum() for j in range(n)] for i in range(n)]
+    median = torch.stack([d2[i][j] for i in range(n) for j in range(i)]).median()
+    return torch.stack([torch.stack([torch.exp(-d / (2 * median)) for d in row]) for row in d2])
+
+
+def biased(a, b):
+    n = len(a)
+    h = torch.eye(n, dtype=a.dtype) - 1/n
+    return (a @ h @ b @ h).trace()
+
+
+def song(a, b):
+    "Song et al. 2012, equation 5, without its factor 1/(n (n-3))"
+    n = len(a)
+    a, b = (m - torch.diag(m.diag()) for m in (a, b))
+    c = a @ b
+    return c.trace() + a.sum() * b.sum() / ((n-1) * (n-2)) - 2 * c.sum() / (n-2)
+
+
+def slow_hsic(z, tau, k, estimator=biased):
+    total = torch.zeros((), dtype=z.dtype)
+    for view in z.chunk(2):
+        kernels = [slow_kernel(torch.stack(s)) for s in slices(view, k)]
+        for a, b in combinations(kernels, 2): total = total + estimator(a, b) / (estimator(a, a) * estimator(b, b)).sqrt() / 2
+    return total
+
+
+def drawn(z, k, fixed=False):
+    generator = torch.Generator().manual_seed(0)
+    if not fixed: torch.manual_seed(0)
+    return torch.randperm(z.shape[1] // k, generator=generator if fixed else None)
+
+
+references = dict(
+    infomax=slow_infomax, subinfomax=slow_subinfomax,
+    infomin=slow_infomin, infomin_cross=lambda z, tau, k: slow_infomin(z, tau, k, cross=True),
+    ortho=slow_ortho, ortho_fixed=lambda z, tau, k: slow_ortho(z, tau, k, drawn(z, k, fixed=True)),
+    ortho_redrawn=lambda z, tau, k: slow_ortho(z, tau, k, drawn(z, k)),
+    hess=slow_hess, hess_sample=lambda z, tau, k: slow_hess(z, tau, k, sample=True),
+    hsic=slow_hsic, hsic_debiased=lambda z, tau, k: slow_hsic(z, tau, k, song))
+
+
+def test_every_loss_has_a_reference(): assert set(references) == set(names)
+
+
+@every
+@settings(max_examples=8)
+@given(batch=batches(max_slices=4), tau=taus)
+def test_equals_the_loops(name, batch, tau):
+    z0, z1, k = batch
+    slow = references[name](torch.cat([z0, z1]), tau, k)
+    fast = call(make(name, n_slices=k, tau=tau, reduction='sum'), z0, z1)
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
+
+
+@every
+@given(batch=batches())
+def test_means_divide_as_documented(name, batch):
+    z0, z1, k = batch
+    views = 2 * len(z0)
+    by = views**2 if name.startswith('ortho') else 1 if name.startswith('hsic') else views
+    total, mean = (call(make(name, n_slices=k, reduction=r), z0, z1) for r in ('sum', 'mean'))
+    torch.testing.assert_close(total, mean * by)
+
+
+# Gradients
+
+@settings(max_examples=40)
+@given(batch=batches(min_pairs=2), tau=st.floats(0.02, 2))
+def test_closed_form_gradient(batch, tau):
+    z = unit(torch.cat(batch[:2])).requires_grad_()
+    auto, = torch.autograd.grad(nt_xent(z, tau).sum(), z)
+    torch.testing.assert_close(info_nce_grad(z, tau), auto, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('form', ['batch', 'sample'])
+@settings(max_examples=10)
+@given(batch=batches(max_slices=4, min_pairs=2), tau=taus)
+def test_hess_equals_a_double_backward(form, batch, tau):
+    z0, z1, k = batch
+    z = torch.cat([z0, z1]).requires_grad_()
+    g = autograd_of_infomax(z, tau, create_graph=True).chunk(k, 1)
+    blocks = [(a.T @ b).square().sum() if form == 'batch' else torch.einsum('ni,nj->nij', a, b).square().sum() for a, b in combinations(g, 2)]
+    slow = sum(blocks, start=0 * z.sum())
+    slow = slow.sqrt() if blocks else slow
+    fast = HessReg(n_slices=k, tau=tau, form=form, reduction='sum')(*z.chunk(2))
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
+    for a, b in zip(torch.autograd.grad(fast, z), torch.autograd.grad(slow, z)): torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+@every
+def test_gradcheck(name):
+    "Central differences against autograd. HSIC: the median is a constant for autograd, so it is compared where its slices keep theirs"
+    if name.startswith('hsic'): pytest.skip('the bandwidth moves with the input and gets no gradient: test_hsic_bandwidth_is_constant')
+    z0, z1 = pair(4, 6)
+    loss = make(name, n_slices=2, tau=0.5)
+    assert torch.autograd.gradcheck(lambda a, b: call(loss, a, b), (z0.requires_grad_(), z1.requires_grad_()))
+
+
+@pytest.mark.parametrize('debiased', [False, True])
+def test_hsic_bandwidth_is_constant(debiased):
+    "With each kernel's median held where it is, numerical and automatic gradient agree"
+    z0, z1 = pair(6, 8)
+    medians = [torch.pdist(unit(s)).square().median() for z in (z0, z1) for s in z.chunk(2, 1)]
+
+    def held(a, b):
+        total, given_medians = 0, iter(medians)
+        for view in (a, b):
+            kernels = []
+            for s in view.chunk(2, 1):
+                d2 = (unit(s).unsqueeze(0) - unit(s).unsqueeze(1)).square().sum(-1)
+                kernels.append(torch.exp(-d2 / (2 * next(given_medians))))
+            f = song if debiased else biased
+            total = total + f(*kernels) / (f(kernels[0], kernels[0]) * f(kernels[1], kernels[1])).sqrt() / 2
+        return total
+
+    value, grad = value_and_grad(HSICReg(debiased=debiased), z0, z1)
+    expected, expected_grad = value_and_grad(held, z0, z1)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(grad, expected_grad)
+    assert torch.autograd.gradcheck(held, (z0.requires_grad_(), z1.requires_grad_()))
+
+
+# Symmetries
+
+@every
+@given(batch=batches(), seed=st.integers(0, 99))
+def test_order_of_pairs_does_not_matter(name, batch, seed):
+    z0, z1, k = batch
+    order, loss = torch.randperm(len(z0), generator=torch.Generator().manual_seed(seed)), make(name, n_slices=k)
+    torch.testing.assert_close(call(loss, z0[order], z1[order]), call(loss, z0, z1))
+
+
+@every
+@given(batch=batches())
+def test_views_can_be_swapped(name, batch):
+    z0, z1, k = batch
+    loss = make(name, n_slices=k)
+    torch.testing.assert_close(call(loss, z1, z0), call(loss, z0, z1))
+
+
+@every
+@given(batch=batches(), log_scale=st.floats(-4, 4))
+def test_scale_of_z_does_not_matter(name, batch, log_scale):
+    z0, z1, k = batch
+    loss = make(name, n_slices=k)
+    torch.testing.assert_close(call(loss, z0 * 10**log_scale, z1), call(loss, z0, z1))
+
+
+@pytest.mark.parametrize('name', sorted(set(names) - sees_whole))
+@given(batch=batches(), seed=st.integers(0, 99))
+def test_scale_of_each_slice_of_each_view_does_not_matter(name, batch, seed):
+    z0, z1, k = batch
+    scale = torch.rand(len(z0), k, 1, generator=torch.Generator().manual_seed(seed), dtype=z0.dtype) + 0.1
+    scaled = (z0.unflatten(1, (k, -1)) * scale).flatten(1)
+    loss = make(name, n_slices=k)
+    torch.testing.assert_close(call(loss, scaled, z1), call(loss, z0, z1))
+
+
+@pytest.mark.parametrize('name', sorted(sees_whole))
+def test_scale_of_one_slice_matters_to_losses_of_the_whole(name):
+    z0, z1 = pair()
+    scale = torch.tensor([3.] * 6 + [1.] * 6)
+    assert not torch.allclose(make(name)(z0 * scale, z1 * scale), make(name)(z0, z1))
+
+
+@pytest.mark.parametrize('name', sorted(set(names) - {'ortho_fixed', 'ortho_redrawn'}))
+@given(batch=batches())
+def test_order_of_slices_does_not_matter(name, batch):
+    z0, z1, k = batch
+    loss = make(name, n_slices=k)
+    turned = (torch.cat(z.chunk(k, 1)[::-1], 1) for z in (z0, z1))
+    torch.testing.assert_close(loss(*turned), loss(z0, z1))
+
+
+# Slices
+
+@every
+@given(batch=batches())
+def test_number_and_widths_say_the_same(name, batch):
+    z0, z1, k = batch
+    widths = [z0.shape[1] // k] * k
+    torch.testing.assert_close(call(make(name, n_slices=widths), z0, z1), call(make(name, n_slices=k), z0, z1), rtol=0, atol=0)
+
+
+@every
+def test_unequal_widths(name):
+    loss = make(name, n_slices=(3, 4, 5))
+    if name in unequal_ok: assert call(loss, *pair()).isfinite()
+    else:
+        with pytest.raises(ValueError, match=r'equally wide, got widths \[3, 4, 5\]'): loss(*pair())
+
+
+@pytest.mark.parametrize('name', regs)
+def test_one_slice_is_an_exact_zero_with_a_graph(name):
+    value, grad = value_and_grad(make_reg(name, n_slices=1), *pair())
+    assert value == 0 and (grad == 0).all()
+
+
+# Extreme values
+
+@every
+@given(seed=st.integers(0, 99), log_scale=st.sampled_from([-30, -10, 0, 10, 30]), k=st.integers(1, 8), tau=st.sampled_from([0.01, 0.1, 1.]))
+def test_finite_at_extremes(name, seed, log_scale, k, tau):
+    z0, z1 = pair(smallest(name), 2*k, seed, torch.float32) * 10.**log_scale
+    value, grad = value_and_grad(make(name, n_slices=k, tau=tau), z0, z1)
+    assert value.isfinite() and grad.isfinite().all()
+
+
+@every
+@pytest.mark.parametrize('tau', [0.01, 0.1])
+@pytest.mark.parametrize('case', ['zeros', 'constant', 'one zero row', 'one-hot', 'identical views', 'opposite views', 'mixed sizes'])
+def test_finite_at_degenerate_input(name, tau, case):
+    z0, z1 = pair(smallest(name), 8, dtype=torch.float32)
+    if case == 'zeros': z0, z1 = torch.zeros(2, *z0.shape)
+    if case == 'constant': z0, z1 = torch.ones(2, *z0.shape)
+    if case == 'one zero row': z0[0] = 0
+    if case == 'one-hot': z0 = z1 = torch.eye(len(z0), 8)
+    if case == 'identical views': z1 = z0
+    if case == 'opposite views': z1 = -z0
+    if case == 'mixed sizes': z0, z1 = z0 * 1e30, z1 * 1e-30
+    value, grad = value_and_grad(make(name, tau=tau), z0, z1)
+    assert value.isfinite() and grad.isfinite().all()
+    if case == 'one zero row': assert (grad[0] == 0).all()
+
+
+@pytest.mark.parametrize('name', ['hess', 'hess_sample'])
+def test_hess_where_nothing_is_left_to_learn(name):
+    "A solved batch at low temperature: the gradient of the loss is exactly zero in float32, and so are R and its gradient"
+    value, grad = value_and_grad(make(name, tau=0.002), *torch.eye(6).repeat(2, 1, 1))
+    assert value == 0 and (grad == 0).all()
+
+
+@pytest.mark.parametrize('name', ['hsic', 'hsic_debiased'])
+@given(batch=batches())
+def test_hsic_is_bounded(name, batch):
+    z0, z1, k = batch
+    value = make_reg(name, n_slices=k)(z0, z1)
+    pairs = k * (k - 1) / 2
+    assert value <= pairs + 1e-9 and value >= (0 if name == 'hsic' else -pairs) - 1e-9
+
+
+def test_hsic_sees_lengths_only_if_asked():
+    z0, z1 = pair()
+    scaled = z0 * torch.linspace(1, 3, 6).unsqueeze(1)
+    torch.testing.assert_close(HSICReg()(scaled, z1), HSICReg()(z0, z1))
+    raw = HSICReg(normalize=False)
+    assert not torch.allclose(raw(scaled, z1), raw(z0, z1))
+    torch.testing.assert_close(raw(z0 * 1e9, z1 * 1e9), raw(z0, z1))
+
+
+def test_infomax_between_its_bounds():
+    z0, z1 = pair(7)
+    same = torch.ones(7, 12)
+    torch.testing.assert_close(info_nce(same, same).item(), math.log(13), rtol=1e-6, atol=0)
+    torch.testing.assert_close(info_nce_floor(7, 1), math.log(13))
+    assert 0 <= info_nce(z0, z0, tau=0.01) < info_nce(z0, -z0, tau=0.01)
+
+
+# Permutations of Ortho
+
+def test_fixed_permutation_needs_no_state():
+    z0, z1 = pair()
+    state = torch.get_rng_state()
+    a, b = (OrthoReg(permute='fixed', seed=5)(z0, z1) for _ in range(2))
+    assert a == b and torch.equal(torch.get_rng_state(), state)
+    assert a != OrthoReg(permute='fixed', seed=6)(z0, z1)
+
+
+def test_redrawn_permutation_follows_the_global_generator():
+    z0, z1 = pair()
+    reg = OrthoReg(permute='redrawn')
+    state = torch.get_rng_state()
+    first = [reg(z0, z1) for _ in range(5)]
+    torch.set_rng_state(state)
+    assert first == [reg(z0, z1) for _ in range(5)] and len(set(v.item() for v in first)) > 1
+
+
+# Precision
+
+@every
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_costs_only_the_rounding_of_the_input(name, dtype):
+    z0, z1 = pair(8, 16, dtype=torch.float32).to(dtype)
+    loss = make(name)
+    exact, exact_grad = value_and_grad(loss, z0.float(), z1.float())
+    with torch.autocast('cpu', torch.bfloat16): value, grad = value_and_grad(loss, z0, z1)
+    assert value.dtype == torch.float32 and grad.dtype == dtype
+    torch.testing.assert_close(value, exact)
+    torch.testing.assert_close(grad.float(), exact_grad, rtol=0.02, atol=1e-3 * exact_grad.abs().max().item())
+
+
+@every
+def test_float32_is_not_touched_by_autocast(name):
+    z0, z1 = pair(8, 16, dtype=torch.float32)
+    with torch.autocast('cpu', torch.bfloat16): inside = call(make(name), z0, z1)
+    assert inside == call(make(name), z0, z1)
+
+
+@every
+def test_dtype_in_dtype_out(name):
+    for dtype in (torch.float32, torch.float64): assert call(make(name), *pair(dtype=dtype)).dtype == dtype
+
+
+# Errors
+
+@every
+def test_wrong_batches(name):
+    loss = make(name, n_slices=3)
+    z0, z1 = pair()
+    with pytest.raises(ValueError, match=r'one shape, got \(6, 12\) and \(5, 12\)'): loss(z0, z1[:5])
+    with pytest.raises(ValueError, match=r'one shape, got \(6, 12\) and \(6, 9\)'): loss(z0, z1[:, :9])
+    with pytest.raises(ValueError, match=r'\(N, D\)'): loss(z0[0], z1[0])
+    with pytest.raises(ValueError, match='no negatives'): loss(z0[:1], z1[:1])
+    with pytest.raises(TypeError, match='floating point, got torch.int64'): loss(z0.long(), z1.long())
+
+
+@every
+def test_width_that_does_not_divide(name):
+    if name == 'infomax': pytest.skip('InfoMax sees the whole z')
+    with pytest.raises(ValueError, match='12 wide does not split into 5'): make(name, n_slices=5)(*pair())
+    with pytest.raises(ValueError, match='sum to 12'): make(name, n_slices=(5, 5))(*pair())
+
+
+@every
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_nan_is_an_error_where_asked(name, bad):
+    z0, z1 = pair()
+    z1[2, 3] = bad
+    with pytest.raises(ValueError, match='z1 holds 1 NaN or infinite values among 72'): make(name, check_finite=True)(z0, z1)
+    make(name)(z0, z1)
+
+
+@every
+def test_wrong_options(name):
+    with pytest.raises(ValueError, match='tau must be positive, got 0'): make(name, tau=0)
+    with pytest.raises(ValueError, match="reduction must be one of 'mean', 'sum', got 'none'"): make(name, reduction='none')
+    with pytest.raises(TypeError): make(name, temperature=0.1)
+
+
+@pytest.mark.parametrize('cls, option, valid', [(InfoMinReg, 'denominator', "'same', 'cross'"), (OrthoReg, 'permute', "None, 'fixed', 'redrawn'"),
+                                                (HessReg, 'form', "'batch', 'sample'")])
+def test_wrong_words(cls, option, valid):
+    with pytest.raises(ValueError, match=f"{option} must be one of {valid}, got 'other'"): cls(**{option: 'other'})
+
+
+def test_wrong_names_and_weights():
+    with pytest.raises(ValueError) as error: make_reg('hessian')
+    assert all(repr(name) in str(error.value) for name in REGULARIZERS)
+    with pytest.raises(ValueError, match=f"one of {', '.join(map(repr, BASES))}"): DisentangleLoss(base='all')
+    with pytest.raises(ValueError, match='one for each of the 2 regularisers'): DisentangleLoss([OrthoReg(), HessReg()], lam=[1.])
+    with pytest.raises(ValueError, match='at least 4 pairs, got 3'): HSICReg(debiased=True)(*pair(3))
+
+
+# The whole loss
+
+@settings(max_examples=20)
+@given(batch=batches(max_slices=4), chosen=st.lists(st.sampled_from(regs), max_size=3), base=st.sampled_from(sorted(BASES)),
+       lam=st.floats(0, 10), step=st.integers(0, 12), warmup=st.integers(0, 10))
+def test_disentangle_loss_is_the_weighted_sum(batch, chosen, base, lam, step, warmup):
+    z0, z1, k = batch
+    loss = DisentangleLoss([make_reg(name, n_slices=k) for name in chosen], lam=lam, base=base, n_slices=k, warmup=warmup)
+    loss.step = step
+    weight = lam * (min(1, step / warmup) if warmup else 1)
+    torch.manual_seed(0)
+    expected = BASES[base](n_slices=k)(z0, z1) + sum(weight * make_reg(name, n_slices=k)(z0, z1) for name in chosen)
+    torch.testing.assert_close(call(loss, z0, z1), expected)
+    assert len(loss.parts) == len(chosen) + 3
+    assert math.isclose(loss.parts['lam'], weight) and loss.parts['loss'] == loss.parts[BASES[base].name] + sum(
+        (weight * v for n, v in loss.parts.items() if n not in ('lam', 'loss', BASES[base].name)), start=0)
+
+
+def test_parts_are_detached_and_on_the_device_of_the_input():
+    z0, z1 = pair()
+    loss = DisentangleLoss([HessReg(), OrthoReg()], lam=[0.5, 2])
+    value = loss(z0.requires_grad_(), z1)
+    assert value.requires_grad and not any(p.requires_grad for p in loss.parts.values())
+    assert all(p.ndim == 0 and p.device == z0.device for p in loss.parts.values())
+    assert list(loss.parts) == ['subinfomax', 'hess', 'ortho', 'lam_hess', 'lam_ortho', 'loss']
+
+
+def test_any_module_is_a_base_or_a_regulariser():
+    class Gap(torch.nn.Module):
+        def forward(self, z0, z1): return (z0 - z1).square().mean()
+    z0, z1 = pair()
+    loss = DisentangleLoss([None, Gap()], base=Gap(), lam=2)
+    torch.testing.assert_close(loss(z0, z1), 3 * Gap()(z0, z1))
+    assert list(loss.parts) == ['Gap', 'Gap_2', 'lam', 'loss']
+
+
+# Modules as objects
+
+@pytest.mark.parametrize('name', names)
+def test_copies_and_pickles(name):
+    z0, z1 = pair()
+    for loss in (make(name, n_slices=3, tau=0.3), DisentangleLoss(make(name, n_slices=3), lam=0.2, warmup=4)):
+        expected = call(loss, z0, z1)
+        for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))): assert call(twin, z0, z1) == expected
+        assert not loss.state_dict()
+
+
+def test_the_package_offers_everything_in_one_place():
+    from disentangle_nb import infonce, regularizers
+    for module in (infonce, regularizers):
+        for name in module.__all__:
+            if hasattr(L, name): assert getattr(L, name) is getattr(module, name)
+    assert {'info_nce', 'info_nce_grad', 'info_nce_floor', 'InfoMax', 'SubInfoMax', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg',
+            'DisentangleLoss', 'make_reg', 'REGULARIZERS'} <= set(L.__all__)
+
+
+@pytest.mark.skipif(not (shutil.which('c++') or shutil.which('g++') or shutil.which('clang++')), reason='torch.compile needs a C++ compiler on CPU')
+@pytest.mark.parametrize('name', ['infomax', 'hess'])
+def test_compiles(name):
+    z0, z1 = pair(dtype=torch.float32)
+    loss = make(name)
+    value, grad = value_and_grad(torch.compile(loss), z0, z1)
+    expected, expected_grad = value_and_grad(loss, z0, z1)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)
+
+
+# Two processes
+
+def rank_losses(rank, port, folder):
+    import torch.distributed as dist
+    from torch.distributed.nn.functional import all_gather
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    z0, z1 = pair(8)
+    shares, results = [z.chunk(2)[rank].clone().requires_grad_() for z in (z0, z1)], {}
+    for name in names:
+        value = call(make(name, n_slices=3), *(torch.cat(all_gather(s)) for s in shares))
+        results[name] = value.detach(), torch.cat(torch.autograd.grad(value, shares))
+    torch.save(results, folder/f'{rank}.pt')
+    dist.destroy_process_group()
+
+
+def test_gathered_over_two_processes_equals_one(tmp_path):
+    "Every rank has the value of the whole batch; its gradient, averaged over ranks as DistributedDataParallel does, is that of one process"
+    import socket
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    mp.spawn(rank_losses, (port, tmp_path), nprocs=2)
+    ranks = [torch.load(tmp_path/f'{r}.pt') for r in (0, 1)]
+    z0, z1 = pair(8)
+    for name in names:
+        value, grad = value_and_grad(make(name, n_slices=3), z0, z1)
+        for r, rank in enumerate(ranks):
+            torch.testing.assert_close(rank[name][0], value)
+            share = torch.cat([g.chunk(2)[r] for g in grad.chunk(2)])
+            torch.testing.assert_close(rank[name][1] / 2, share)
