@@ -44,6 +44,11 @@ class NbdevSite(Site):
         return super().resolve(local, page, record)
 
 
+def plain_signatures(text, address):
+    "Take back the links that nbdev writes into the comments of signatures, where they stay Markdown"
+    return re.sub(rf'\[(`[^`\]]+`)\]\({re.escape(address)}[^)\s]*\)', r'\1', text)
+
+
 def search_from_file(site):
     "Let search work from `file://` too, where a page may not fetch JSON but may load a script"
     script = site.out/'site_libs/smalldocs.js'
@@ -59,7 +64,7 @@ def localize(site):
     shutil.copytree(katex, site.out/'site_libs/katex', dirs_exist_ok=True)
     for page in site.pages.values():
         path, home = site.out/page.out, rel(PurePosixPath('site_libs/katex'), page)
-        path.write_text(path.read_text(encoding='utf-8').replace(layout.KATEX, home), encoding='utf-8')
+        path.write_text(plain_signatures(path.read_text(encoding='utf-8'), site.address).replace(layout.KATEX, home), encoding='utf-8')
     for css in (site.out/'site_libs/themes').glob('*.css'):
         css.write_text(google_fonts.sub('', css.read_text(encoding='utf-8')), encoding='utf-8')
 

@@ -1,5 +1,6 @@
 "Run every notebook as a test and count those that passed: `python .ci/test_nbs.py`"
-import re, subprocess, sys, time
+import re, shutil, subprocess, sys, time
+from pathlib import Path
 
 from fastcore.script import call_parse
 from nbdev.config import get_config
@@ -23,8 +24,8 @@ def main(
     "Run `nbdev_test` and fail unless each notebook passed: nbdev itself is content with none"
     folder, start = get_config().nbs_path, time.time()
     found = [p for p in folder.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
-    command = [sys.executable, '-c', 'from nbdev.test import nbdev_test; nbdev_test()', '--n_workers', str(n_workers), '--timing']
-    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = shutil.which('nbdev_test', path=Path(sys.executable).parent)
+    run = subprocess.run([command, '--n_workers', str(n_workers), '--timing'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(run.stdout, end='')
     failed = count_failed(run.stdout)
     passed = len(found) - failed if failed else count_passed(run.stdout)

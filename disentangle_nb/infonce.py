@@ -36,7 +36,7 @@ def check_values(
         bad = (~z.isfinite()).sum().item()
         if bad: raise ValueError(f"{name} holds {bad} NaN or infinite values among {z.numel()}: lower the learning rate, or look at the input")
 
-# %% ../nbs/02_infonce.ipynb #8bede2a4
+# %% ../nbs/02_infonce.ipynb #199e6c52
 @contextmanager
 def joined(
     z0:Tensor, # Projections of the first views, `(N, D)`
@@ -44,9 +44,9 @@ def joined(
 ):
     "Give both views as one checked `(2N, D)` tensor, in float32 or better, with autocast off"
     check_pair(z0, z1)
-    z = torch.cat([z0, z1])
-    if z.dtype in (torch.float16, torch.bfloat16): z = z.float()
-    with torch.autocast(z.device.type, enabled=False): yield z
+    with torch.autocast(z0.device.type, enabled=False):
+        z = torch.cat([z0, z1])
+        yield z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 # %% ../nbs/02_infonce.ipynb #96eb6504
 def partner(

@@ -45,7 +45,7 @@ def block_tables():
     for _ in range(BLOCK - 1): tables.append(tables[0][tables[-1] & 255] ^ tables[-1] >> 8)
     return np.stack(tables[::-1])
 
-# %% ../nbs/08_released.ipynb #759cf912
+# %% ../nbs/08_released.ipynb #40869629
 def whole_blocks(data):
     "`data`, its first four bytes inverted, as `(blocks, BLOCK)` bytes with zeros in front"
     blocks = np.zeros(-(-len(data) // BLOCK) * BLOCK, np.uint8)
@@ -54,6 +54,7 @@ def whole_blocks(data):
     message[:4] ^= 255
     return blocks.reshape(-1, BLOCK)
 
+# %% ../nbs/08_released.ipynb #6fee6b5e
 def crc32c(
     data:bytes, # Any message
 )->int: # Its CRC32C
@@ -66,18 +67,19 @@ def crc32c(
         s = block
     return s ^ 0xFFFFFFFF
 
-# %% ../nbs/08_released.ipynb #063e1eb9
+# %% ../nbs/08_released.ipynb #7585e9ea
 def masked_crc(data):
     "The 4 bytes that TFRecord files keep as the checksum of `data`"
     crc = crc32c(data)
     return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
+# %% ../nbs/08_released.ipynb #032687e1
 def frame(data):
     "One record of a TFRecord file"
     length = struct.pack('<Q', len(data))
     return length + masked_crc(length) + data + masked_crc(data)
 
-# %% ../nbs/08_released.ipynb #c4b6fe86
+# %% ../nbs/08_released.ipynb #55577bb4
 def write_tfrecord(
     path, # File to write
     records, # Iterable of `bytes`
@@ -93,7 +95,7 @@ def write_tfrecord(
         os.replace(partial, path)
     finally: partial.unlink(missing_ok=True)
 
-# %% ../nbs/08_released.ipynb #0b166c47
+# %% ../nbs/08_released.ipynb #fa930b6c
 def spans(
     path, # A TFRecord file
     verify:bool=True, # Compare the checksum of each length?
@@ -112,6 +114,7 @@ def spans(
             yield place + 12, length
             place, n = place + length + 16, n + 1
 
+# %% ../nbs/08_released.ipynb #a3547f71
 def read_tfrecord(
     path, # A TFRecord file
     verify:bool=True, # Compare the checksums?
@@ -125,13 +128,14 @@ def read_tfrecord(
                 raise ValueError(f'{path}: record {n} (byte {place}) does not fit its checksum: the file is damaged')
             yield data
 
-# %% ../nbs/08_released.ipynb #37c9a636
+# %% ../nbs/08_released.ipynb #c90d4761
 def varint(n):
     "The wire form of an integer: negative ones count from `2**64` down"
     n &= 2**64 - 1
     groups = [n >> shift & 127 for shift in range(0, max(n.bit_length(), 1), 7)]
     return bytes(g | 128 for g in groups[:-1]) + bytes(groups[-1:])
 
+# %% ../nbs/08_released.ipynb #ef444924
 def read_varint(buf, place):
     "The integer whose wire form starts at `place` of `buf`, and the place after it"
     n = 0
@@ -142,7 +146,7 @@ def read_varint(buf, place):
         if byte < 128: return n, place
     raise ValueError('a number in the message is longer than 10 bytes')
 
-# %% ../nbs/08_released.ipynb #a072b575
+# %% ../nbs/08_released.ipynb #4794e80b
 WIDTHS = {1: 8, 5: 4} # bytes of a value of fixed width, by its wire type
 
 def wire_fields(buf):
@@ -159,16 +163,19 @@ def wire_fields(buf):
             if place > len(buf): raise ValueError(f'the message ends inside field {number}')
         yield number, value
 
+# %% ../nbs/08_released.ipynb #e9072c50
 def wire_field(number, value):
     "The wire form of one field: a varint for an `int`, a length and the bytes for `bytes`"
     if isinstance(value, int): return varint(number << 3) + varint(value)
     return varint(number << 3 | 2) + varint(len(value)) + value
 
-# %% ../nbs/08_released.ipynb #f7f83c14
+# %% ../nbs/08_released.ipynb #78172bee
 def read_floats(value): return [x for x, in struct.iter_unpack('<f', value)]
 
+# %% ../nbs/08_released.ipynb #5cfecc3c
 def signed(n): return n - 2**64 if n >= 2**63 else n
 
+# %% ../nbs/08_released.ipynb #23823eea
 def read_ints(value):
     "The integers of one field: a single varint, or many packed"
     if isinstance(value, int): return [signed(value)]
@@ -178,13 +185,14 @@ def read_ints(value):
         numbers.append(signed(n))
     return numbers
 
+# %% ../nbs/08_released.ipynb #0bc386e6
 READERS = {1: lambda value: [value], 2: read_floats, 3: read_ints} # of the list in a Feature, by its field number
 
 def read_feature(buf):
     "The list that a `Feature` message holds"
     return [x for number, values in wire_fields(buf) for _, value in wire_fields(values) for x in READERS[number](value)]
 
-# %% ../nbs/08_released.ipynb #d846e534
+# %% ../nbs/08_released.ipynb #2a464940
 def parse_example(
     buf:bytes, # A serialised `tf.train.Example`
 )->dict: # Feature name -> list of `bytes`, `float` or `int`
@@ -195,13 +203,14 @@ def parse_example(
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, struct.error) as e:
         raise ValueError(f'not a tf.train.Example ({type(e).__name__}: {e})') from e
 
-# %% ../nbs/08_released.ipynb #b1747da9
+# %% ../nbs/08_released.ipynb #1a1d80fa
 def packed_list(values):
     "The `Feature` message of a list of `bytes`, `int` or `float` values, numbers packed"
     if all(isinstance(v, bytes) for v in values): return wire_field(1, b''.join(wire_field(1, v) for v in values))
     if all(isinstance(v, int) for v in values): return wire_field(3, wire_field(1, b''.join(map(varint, values))))
     return wire_field(2, wire_field(1, struct.pack(f'<{len(values)}f', *values)))
 
+# %% ../nbs/08_released.ipynb #af1d286e
 def encode_example(
     features:dict, # Feature name -> one value or a list: `bytes`, `int` or `float`
 )->bytes: # Wire form
@@ -210,7 +219,7 @@ def encode_example(
     entries = (wire_field(1, name.encode()) + wire_field(2, packed_list(v)) for name, v in lists.items())
     return wire_field(1, b''.join(wire_field(1, entry) for entry in entries))
 
-# %% ../nbs/08_released.ipynb #6465d91b
+# %% ../nbs/08_released.ipynb #7cc59ca3
 def decode_view(
     jpeg:bytes, # A picture of a released shard
 )->np.ndarray: # `(h, w, 3)`, uint8, RGB
@@ -218,6 +227,7 @@ def decode_view(
     try: return np.asarray(Image.open(io.BytesIO(jpeg)).convert('RGB'))[..., ::-1]
     except OSError as e: raise ValueError(f'a view is not a JPEG picture that can be read: {e}') from e
 
+# %% ../nbs/08_released.ipynb #8f86f2fd
 def encode_view(
     image:np.ndarray, # `(h, w, 3)`, uint8, RGB
     quality:int=95, # JPEG quality, 1 to 100; OpenCV's default
@@ -227,7 +237,7 @@ def encode_view(
     Image.fromarray(np.ascontiguousarray(image[..., ::-1])).save(jpeg, 'JPEG', quality=quality)
     return jpeg.getvalue()
 
-# %% ../nbs/08_released.ipynb #6099e287
+# %% ../nbs/08_released.ipynb #549cf6f6
 SIZES = {'DC': 10, 'DL': 8, 'BC': 10} # classes of each factor, in the order of the columns
 
 def fixed_factors(
@@ -239,6 +249,7 @@ def fixed_factors(
         raise ValueError(f'kind {kind!r}: expected some of {", ".join(SIZES)} joined by "-", such as DC-BC')
     return [name for name in SIZES if name in names]
 
+# %% ../nbs/08_released.ipynb #480dfc9d
 def split_label(
     label, # Joint labels, integers `(n,)`
     kind:str, # Kind of the pairs, such as `DC-BC`
@@ -253,10 +264,11 @@ def split_label(
     factors[:, [list(SIZES).index(name) for name in fixed]] = np.stack(np.unravel_index(label, sizes), 1)
     return factors
 
-# %% ../nbs/08_released.ipynb #d5546f54
+# %% ../nbs/08_released.ipynb #4ff68b8e
 shard_name = re.compile(r'same_digit_(?P<DC>true|false)_same_pos_(?P<DL>true|false)_same_bkgnd_(?P<BC>true|false)'
                         r'_(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<total>\d{5})')
 
+# %% ../nbs/08_released.ipynb #2d3c8a0d
 def shard_path(
     folder, # Folder of the shards
     kind:str, # Kind of the pairs, such as `DC-BC`
@@ -268,7 +280,7 @@ def shard_path(
     dc, dl, bc = (str(name in fixed_factors(kind)).lower() for name in SIZES)
     return Path(folder)/f'same_digit_{dc}_same_pos_{dl}_same_bkgnd_{bc}_{split}-{number:05}-of-{total:05}'
 
-# %% ../nbs/08_released.ipynb #4b5fc6fe
+# %% ../nbs/08_released.ipynb #5fab4f8b
 def released_shards(
     folder, # Folder of the shards
     kind:str, # Kind of the pairs, such as `DC-BC`
@@ -288,7 +300,7 @@ def released_shards(
         raise FileNotFoundError(f'{folder} lacks {len(missing)} of {len(paths)} shards: {", ".join(missing)}')
     return paths
 
-# %% ../nbs/08_released.ipynb #a3358b4b
+# %% ../nbs/08_released.ipynb #3ccd177f
 def one_value(example, name, cls):
     "The single value of feature `name`, of class `cls`"
     if name not in example: raise ValueError(f'no feature {name!r}; there are {", ".join(sorted(example)) or "none"}')
@@ -296,6 +308,7 @@ def one_value(example, name, cls):
         raise ValueError(f'feature {name!r} is not a single {cls.__name__}')
     return example[name][0]
 
+# %% ../nbs/08_released.ipynb #c99589e5
 def decode_pair(
     record:bytes, # A serialised `tf.train.Example` of a released shard
 )->tuple: # Views `(2, h, w, 3)`, uint8, RGB, and the joint label
@@ -307,6 +320,7 @@ def decode_pair(
         if view.shape != size: raise ValueError(f'view{i} is {view.shape}, but height, width and channels say {size}')
     return np.stack(views), one_value(example, 'label', int)
 
+# %% ../nbs/08_released.ipynb #8d285a3a
 def encode_pair(
     view0:np.ndarray, # `(h, w, 3)`, uint8, RGB
     view1:np.ndarray, # `(h, w, 3)`, uint8, RGB
@@ -317,12 +331,13 @@ def encode_pair(
     return encode_example({'view0/encoded': encode_view(view0), 'view1/encoded': encode_view(view1),
                            'height': height, 'width': width, 'channels': channels, 'label': int(label)})
 
-# %% ../nbs/08_released.ipynb #9da718fc
+# %% ../nbs/08_released.ipynb #a838d032
 def numbered_records(paths, verify):
     "The records of several shards, each with the name by which an error calls it"
     for path in paths:
         for n, record in enumerate(read_tfrecord(path, verify)): yield f'{path}, record {n}', record
 
+# %% ../nbs/08_released.ipynb #632f407e
 def released_pairs(
     folder, # Folder of the shards
     kind:str, # What the pairs share, such as `DC-BC`
@@ -345,7 +360,7 @@ def released_pairs(
     if x is None: raise ValueError(f'{folder} holds no {kind} pairs to read ({n} asked for in {len(paths)} shards)')
     return x[0], x[1], torch.from_numpy(np.stack(labels))
 
-# %% ../nbs/08_released.ipynb #51381eec
+# %% ../nbs/08_released.ipynb #f7795112
 def write_released(
     folder, # Folder of the shards, made if needed
     kind:str, # What the pairs share, such as `DC-BC`

@@ -1,5 +1,5 @@
 "Losses and regularisers under fuzzing: slow references, symmetries, extreme values, errors, precision, copies, two processes, torch.compile."
-import copy, math, pickle, shutil
+import copy, math, pickle
 from itertools import combinations, permutations
 
 import pytest, torch
@@ -17,7 +17,6 @@ regs = [name for name in REGULARIZERS if name != 'none']
 names = ['infomax', 'subinfomax', *regs]
 sees_whole = {'infomax', 'hess', 'hess_sample'}                # normalise the whole z; the others normalise each slice
 unequal_ok = {'infomax', 'subinfomax', 'hess', 'hess_sample', 'hsic', 'hsic_debiased'}
-uses_tau = set(names) - {'ortho', 'ortho_fixed', 'ortho_redrawn', 'hsic', 'hsic_debiased'}
 every = pytest.mark.parametrize('name', names)
 
 
@@ -36,9 +35,10 @@ def call(loss, z0, z1, seed=0):
     return loss(z0, z1)
 
 
-def value_and_grad(loss, z0, z1):
+def value_and_grad(loss, z0, z1, autocast=False):
+    "The value, under autocast if asked, and its gradient, taken outside it as torch advises"
     z0, z1 = (z.clone().requires_grad_() for z in (z0, z1))
-    value = call(loss, z0, z1)
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast): value = call(loss, z0, z1)
     value.backward()
     return value.detach(), torch.cat([z0.grad, z1.grad])
 
@@ -59,9 +59,12 @@ taus = st.floats(0.05, 2)
 def slices(z, k): return [[v / v.norm() for v in s] for s in z.chunk(k, 1)]
 
 
-def slow_infomax(z, tau, k):
-    v, n = slices(z, 1)[0], len(z)
+def slow_nt_xent(v, tau):
+    n = len(v)
     return sum(torch.log(sum((v[i] @ v[a] / tau).exp() for a in range(n) if a != i)) - v[i] @ v[(i + n//2) % n] / tau for i in range(n))
+
+
+def slow_infomax(z, tau, k): return slow_nt_xent(z / z.norm(dim=1, keepdim=True), tau)
 
 
 def slow_subinfomax(z, tau, k): return sum(slow_infomax(s, tau, 1) for s in z.chunk(k, 1))
@@ -86,7 +89,7 @@ def slow_ortho(z, tau, k, perm=None):
 def autograd_of_infomax(z, tau, **kw):
     z = z / z.norm(dim=1, keepdim=True)
     if not z.requires_grad: z.requires_grad_()
-    return torch.autograd.grad(slow_infomax(z, tau, 1), z, **kw)[0]
+    return torch.autograd.grad(slow_nt_xent(z, tau), z, **kw)[0]
 
 
 def slow_hess(z, tau, k, sample=False):
@@ -191,10 +194,9 @@ def test_hess_equals_a_double_backward(form, batch, tau):
     for a, b in zip(torch.autograd.grad(fast, z), torch.autograd.grad(slow, z)): torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
-@every
+@pytest.mark.parametrize('name', [name for name in names if not name.startswith('hsic')])
 def test_gradcheck(name):
-    "Central differences against autograd. HSIC: the median is a constant for autograd, so it is compared where its slices keep theirs"
-    if name.startswith('hsic'): pytest.skip('the bandwidth moves with the input and gets no gradient: test_hsic_bandwidth_is_constant')
+    "Central differences against autograd (HSIC, whose bandwidth moves with the input and gets no gradient, has the next test)"
     z0, z1 = pair(4, 6)
     loss = make(name, n_slices=2, tau=0.5)
     assert torch.autograd.gradcheck(lambda a, b: call(loss, a, b), (z0.requires_grad_(), z1.requires_grad_()))
@@ -311,6 +313,17 @@ def test_finite_at_extremes(name, seed, log_scale, k, tau):
 
 
 @every
+@pytest.mark.parametrize('scale', [2.**100, 2.**-100])
+def test_scale_is_exact_where_squares_overflow(name, scale):
+    z0, z1 = pair(dtype=torch.float32)
+    loss = make(name)
+    value, grad = value_and_grad(loss, z0, z1)
+    scaled, scaled_grad = value_and_grad(loss, z0 * scale, z1 * scale)
+    torch.testing.assert_close(scaled, value)
+    torch.testing.assert_close(scaled_grad * scale, grad)
+
+
+@every
 @pytest.mark.parametrize('tau', [0.01, 0.1])
 @pytest.mark.parametrize('case', ['zeros', 'constant', 'one zero row', 'one-hot', 'identical views', 'opposite views', 'mixed sizes'])
 def test_finite_at_degenerate_input(name, tau, case):
@@ -387,7 +400,7 @@ def test_autocast_costs_only_the_rounding_of_the_input(name, dtype):
     z0, z1 = pair(8, 16, dtype=torch.float32).to(dtype)
     loss = make(name)
     exact, exact_grad = value_and_grad(loss, z0.float(), z1.float())
-    with torch.autocast('cpu', torch.bfloat16): value, grad = value_and_grad(loss, z0, z1)
+    value, grad = value_and_grad(loss, z0, z1, autocast=True)
     assert value.dtype == torch.float32 and grad.dtype == dtype
     torch.testing.assert_close(value, exact)
     torch.testing.assert_close(grad.float(), exact_grad, rtol=0.02, atol=1e-3 * exact_grad.abs().max().item())
@@ -418,9 +431,8 @@ def test_wrong_batches(name):
     with pytest.raises(TypeError, match='floating point, got torch.int64'): loss(z0.long(), z1.long())
 
 
-@every
+@pytest.mark.parametrize('name', ['subinfomax', *regs])
 def test_width_that_does_not_divide(name):
-    if name == 'infomax': pytest.skip('InfoMax sees the whole z')
     with pytest.raises(ValueError, match='12 wide does not split into 5'): make(name, n_slices=5)(*pair())
     with pytest.raises(ValueError, match='sum to 12'): make(name, n_slices=(5, 5))(*pair())
 
@@ -511,12 +523,13 @@ def test_the_package_offers_everything_in_one_place():
             'DisentangleLoss', 'make_reg', 'REGULARIZERS'} <= set(L.__all__)
 
 
-@pytest.mark.skipif(not (shutil.which('c++') or shutil.which('g++') or shutil.which('clang++')), reason='torch.compile needs a C++ compiler on CPU')
-@pytest.mark.parametrize('name', ['infomax', 'hess'])
+@every
 def test_compiles(name):
+    "One graph without breaks. The backend needs no C++ compiler; a permutation from a generator of its own is the one thing that breaks the graph"
+    torch.compiler.reset()
     z0, z1 = pair(dtype=torch.float32)
     loss = make(name)
-    value, grad = value_and_grad(torch.compile(loss), z0, z1)
+    value, grad = value_and_grad(torch.compile(loss, backend='aot_eager', fullgraph=name != 'ortho_fixed'), z0, z1)
     expected, expected_grad = value_and_grad(loss, z0, z1)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)
@@ -524,11 +537,11 @@ def test_compiles(name):
 
 # Two processes
 
-def rank_losses(rank, port, folder):
+def rank_losses(rank, folder):
     import torch.distributed as dist
     from torch.distributed.nn.functional import all_gather
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2)
     z0, z1 = pair(8)
     shares, results = [z.chunk(2)[rank].clone().requires_grad_() for z in (z0, z1)], {}
     for name in names:
@@ -540,11 +553,7 @@ def rank_losses(rank, port, folder):
 
 def test_gathered_over_two_processes_equals_one(tmp_path):
     "Every rank has the value of the whole batch; its gradient, averaged over ranks as DistributedDataParallel does, is that of one process"
-    import socket
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    mp.spawn(rank_losses, (port, tmp_path), nprocs=2)
+    mp.spawn(rank_losses, (tmp_path,), nprocs=2)
     ranks = [torch.load(tmp_path/f'{r}.pt') for r in (0, 1)]
     z0, z1 = pair(8)
     for name in names:

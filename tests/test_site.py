@@ -14,15 +14,20 @@ mathematics = re.compile(r'<span class="math (?:inline|display)">')
 
 
 @pytest.fixture(scope='session')
-def site(tmp_path_factory):
-    "The folder of the site, built once by the command that `make docs` runs"
+def built(tmp_path_factory):
+    "The folder of the site, and how the command that `make docs` runs, run once, ended"
     folder = tmp_path_factory.mktemp('site')/'docs'
-    done = subprocess.run([sys.executable, '.ci/docs.py', '--out', folder], cwd=root, text=True, capture_output=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, subprocess.run([sys.executable, '.ci/docs.py', '--out', folder], cwd=root, text=True, capture_output=True)
+
+
+@pytest.fixture(scope='session')
+def site(built):
+    folder, done = built
+    assert (folder/'index.html').is_file(), done.stdout + done.stderr
     return folder
 
 
-def pages(folder): return [p for p in sorted(folder.rglob('*.html'))]
+def pages(folder): return sorted(folder.rglob('*.html'))
 
 
 def page_name(notebook): return re.sub(r'^\d+[a-z0-9]*_', '', notebook.stem.lower())
@@ -40,7 +45,10 @@ def test_each_notebook_has_its_page(site):
     assert {str(p.parent/(page_name(p) + '.html')) for p in notebooks} == {str(p.relative_to(site)) for p in pages(site)}
 
 
-def test_links_resolve_and_nothing_is_requested(site): assert not check_site(site)
+def test_links_resolve_and_nothing_is_requested(built):
+    folder, done = built
+    assert not check_site(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_pages_have_content(site):

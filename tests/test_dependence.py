@@ -1,0 +1,164 @@
+"Dependence measures against whole-matrix formulas, hyppo and dcor"
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from scipy.spatial.distance import cdist, pdist
+
+from disentangle_nb.dependence import (cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
+                                       median_bandwidth, seed_agreement, slice_dependence)
+
+SEEDS = range(20)
+
+
+def arrays(seed, n=None):
+    rng = np.random.default_rng(seed)
+    n, D, E = n or int(rng.integers(20, 80)), *rng.integers(1, 6, 2)
+    x = rng.normal(size=(n, D)).astype(np.float32)
+    y = (rng.uniform(0, 1.5) * x[:, :1]**2 + rng.normal(size=(n, E)) * rng.choice([.1, 1, 10])).astype(np.float32)
+    return x.astype(float), y.astype(float)
+
+
+def kernel_matrix(x, kernel):
+    if kernel == "linear": return (x - x.mean(0)) @ (x - x.mean(0)).T
+    d = cdist(x, x)
+    return d if kernel == "distance" else np.exp(-d**2 / (2 * np.median(pdist(x))**2))
+
+
+def slow_hsic(K, L, unbiased):
+    n = len(K)
+    H = np.eye(n) - 1 / n
+    if not unbiased: return np.trace(K @ H @ L @ H) / n**2
+    K, L, one = K - np.diag(np.diag(K)), L - np.diag(np.diag(L)), np.ones(n)
+    return (np.trace(K @ L) + one @ K @ one * (one @ L @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * one @ K @ L @ one) / (n * (n - 3))
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "distance"])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_hsic_and_cka_are_the_whole_matrix_formulas(kernel, unbiased):
+    for seed in SEEDS:
+        x, y = arrays(seed)
+        K, L = kernel_matrix(x, kernel), kernel_matrix(y, kernel)
+        want = slow_hsic(K, L, unbiased)
+        scale = np.sqrt(slow_hsic(K, K, unbiased) * slow_hsic(L, L, unbiased))
+        assert hsic(x, y, kernel, unbiased) == pytest.approx(want, abs=1e-9 * scale)
+        assert cka(x, y, kernel, unbiased) == pytest.approx(want / scale, abs=1e-8)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_tiles_give_what_whole_matrices_give(unbiased):
+    x, y = arrays(3, n=1300)
+    K, L = (np.exp(-cdist(v, v)**2 / 8) for v in (x, y))
+    assert hsic(x, y, unbiased=unbiased, bandwidth=2.) == pytest.approx(slow_hsic(K, L, unbiased), rel=1e-8)
+
+
+def test_bandwidth_is_the_median_distance():
+    for seed in SEEDS: assert median_bandwidth(arrays(seed)[0]) == pytest.approx(np.median(pdist(arrays(seed)[0])), rel=1e-9)
+
+
+def test_distance_correlation_is_dcors():
+    dcor = pytest.importorskip("dcor", reason="dcor is not installed: the reference for distance correlation")
+    for seed in SEEDS:
+        x, y = arrays(seed)
+        assert distance_correlation(x, y, bias_corrected=False) == pytest.approx(dcor.distance_correlation(x, y), abs=1e-8)
+        assert distance_correlation(x, y) == pytest.approx(dcor.u_distance_correlation_sqr(x, y), abs=1e-8)
+
+
+def test_debiased_rbf_cka_and_dcorr_are_hyppos():
+    hyppo = pytest.importorskip("hyppo.independence", reason="hyppo is not installed: the reference for HSIC")
+    for seed in SEEDS:
+        x, y = arrays(seed)
+        s = median_bandwidth(x)
+        for bias in (False, True):
+            theirs = hyppo.Hsic(bias=bias, gamma=1 / (2 * s**2)).statistic(x, y)
+            assert cka(x, y, "rbf", debiased=not bias, bandwidth=s) == pytest.approx(theirs, abs=1e-8)
+        assert distance_correlation(x, y) == pytest.approx(hyppo.Dcorr(bias=False).statistic(x, y), abs=1e-8)
+
+
+def test_permutation_p_is_counted_over_whole_matrices():
+    for seed in range(5):
+        x, y = arrays(seed, n=40)
+        K, L = kernel_matrix(x, "rbf"), kernel_matrix(y, "rbf")
+        rng = np.random.default_rng(seed)
+        perms = [rng.permutation(40) for _ in range(2000)]
+        null = [slow_hsic(K, L[np.ix_(p, p)], True) for p in perms]
+        want = np.mean(np.array(null) >= slow_hsic(K, L, True))
+        assert independence_test(x, y, n_perm=999) == pytest.approx(want, abs=0.05)
+
+
+def test_p_values_are_uniform_when_independent():
+    rng = np.random.default_rng(0)
+    p = np.array([independence_test(rng.normal(size=(25, 2)), rng.normal(size=(25, 2)), "distance", n_perm=99, seed=i) for i in range(300)])
+    for a in (0.05, 0.2, 0.5): assert abs((p <= a).mean() - a) < 3 * np.sqrt(a * (1 - a) / 300) + 0.01
+    assert independence_test(np.arange(3000.)[:, None], np.arange(3000.)[:, None], n_perm=49) == 0.02
+
+
+def test_half_sample_intervals_cover():
+    rng, hits, corr = np.random.default_rng(0), 0, 0
+    for t in range(300):
+        v = rng.normal(size=(120, 2)) @ np.array([[1, .6], [0, .8]])
+        half = half_samples(120, 60, seed=t)
+        lo, hi = half_sample_interval(v[:, 0].mean(), [v[h, 0].mean() for h in half])
+        hits += lo <= 0 <= hi
+        r = lambda w: np.corrcoef(w.T)[0, 1]
+        lo, hi = half_sample_interval(r(v), [r(v[h]) for h in half])
+        corr += lo <= 0.6 <= hi
+    assert 0.91 < hits / 300 < 0.985 and 0.91 < corr / 300 < 0.985
+
+
+def test_interval_of_too_few_replicates_is_undefined():
+    assert np.isnan(half_sample_interval(1., [])).all() and np.isnan(half_sample_interval(float("nan"), [1., 2.])).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(4, 40), D=st.integers(1, 6), E=st.integers(1, 6), scale=st.sampled_from([1e-3, 1., 1e3]), seed=st.integers(0, 999))
+def test_invariances_and_bounds(n, D, E, scale, seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, D)), rng.normal(size=(n, E))
+    Q, p = np.linalg.qr(rng.normal(size=(D, D)))[0], rng.permutation(n)
+    for kernel in ("linear", "rbf", "distance"):
+        a = cka(x, y, kernel, debiased=False)
+        assert -1e-9 <= a <= 1 + 1e-9
+        assert cka(y, x, kernel, debiased=False) == pytest.approx(a, abs=1e-6)
+        assert cka(x[p], y[p], kernel, debiased=False) == pytest.approx(a, abs=1e-6)
+        assert cka(scale * x @ Q + 1, y, kernel, debiased=False) == pytest.approx(a, abs=2e-3)
+        assert hsic(x, y, kernel) >= -1e-9
+
+
+@pytest.mark.parametrize("bad,error", [(lambda x: x[:-1], "same samples"), (lambda x: x * np.nan, "NaN"), (lambda x: x[:, 0], "shape")])
+def test_bad_input(bad, error):
+    x = np.random.default_rng(0).normal(size=(10, 2))
+    for f in (hsic, cka, distance_correlation, independence_test):
+        with pytest.raises(ValueError, match=error): f(x, bad(x))
+
+
+def test_constant_slice_is_independent_of_everything():
+    x = torch.randn(50, 4)
+    x[:, :2] = 0.1
+    stats = slice_dependence(x, n_perm=19, n_boot=3)["r_0~r_1"]
+    for name, e in stats.items(): assert e["value"] == pytest.approx(0, abs=1e-12) and e["p"] == 1, name
+
+
+def test_agreement_is_invariant_to_order_rotation_and_scale():
+    x = torch.randn(200, 9)
+    Q = torch.linalg.qr(torch.randn(3, 3))[0]
+    y = torch.cat([5 * x[:, 6:], x[:, :3] @ Q, -x[:, 3:6]], 1)
+    found = seed_agreement(x, y, slices=3)
+    assert found["match"] == {"r_0": "r_1", "r_1": "r_2", "r_2": "r_0"} and found["agreement"] == pytest.approx(1, abs=1e-5)
+
+
+def test_no_kernel_matrix_is_kept():
+    code = """
+import resource, torch
+from disentangle_nb.dependence import distance_correlation
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+distance_correlation(torch.randn(100, 8), torch.randn(100, 8))
+before, n = peak(), 9000
+distance_correlation(torch.randn(n, 8), torch.randn(n, 8))
+print((peak() - before) / (8 * n * n))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(out) < 0.4  # a whole float64 matrix would be 1
