@@ -1,6 +1,6 @@
 "Run every notebook as a test and count those that passed: `python .ci/test_nbs.py`"
-import re, shutil, subprocess, sys, time
-from pathlib import Path
+import os, re, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 
 from fastcore.script import call_parse
 from nbdev.config import get_config
@@ -11,10 +11,13 @@ def count_passed(text):
     return len(re.findall(r'^\S.*\.ipynb: \d+ secs$', text, re.M))
 
 
-def count_failed(text):
-    "How many notebooks `nbdev_test` names as failed"
-    _, _, listed = text.partition('nbdev Tests Failed On The Following Notebooks:')
-    return len(re.findall(r'^\t\S.*\.ipynb$', listed, re.M))
+def test_notebook(path):
+    "Output of `nbdev_test` on one notebook, in a process and with a torch thread of its own"
+    command = [os.path.join(os.path.dirname(sys.executable), 'nbdev_test'), '--path', str(path), '--n_workers', '0', '--timing']
+    env = {'OMP_NUM_THREADS': '1', **os.environ}
+    run = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(run.stdout, end='', flush=True)
+    return run.returncode == 0 and count_passed(run.stdout) == 1
 
 
 @call_parse
@@ -23,11 +26,7 @@ def main(
 ):
     "Run `nbdev_test` and fail unless each notebook passed: nbdev itself is content with none"
     folder, start = get_config().nbs_path, time.time()
-    found = [p for p in folder.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
-    command = shutil.which('nbdev_test', path=Path(sys.executable).parent)
-    run = subprocess.run([command, '--n_workers', str(n_workers), '--timing'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(run.stdout, end='')
-    failed = count_failed(run.stdout)
-    passed = len(found) - failed if failed else count_passed(run.stdout)
-    print(f'notebooks: {passed} passed, {failed} failed, of {len(found)} in {time.time() - start:.0f} s', flush=True)
-    sys.exit(bool(run.returncode) or not found or passed != len(found))
+    found = sorted(p for p in folder.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+    with ThreadPoolExecutor(n_workers) as pool: passed = sum(pool.map(test_notebook, found))
+    print(f'notebooks: {passed} passed, {len(found) - passed} failed, of {len(found)} in {time.time() - start:.0f} s', flush=True)
+    sys.exit(not found or passed != len(found))

@@ -1,0 +1,200 @@
+"The metrics card: inputs, invariances, bad input, intervals, comparison over seeds, command line, weight of the import"
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score
+
+from disentangle_nb.metrics import MetricsCard, bench_metrics, compare, load_embeddings, metrics_card
+from disentangle_nb.probing import scorecard
+
+QUICK = dict(mlp=False, widths=(), n_boot=0, n_refit=0, n_perm=0)
+
+
+def made(n=600, D=12, leak=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(5, size=(n, 2))
+    codes = rng.normal(size=(3, 5, D // 2))
+    x = np.concatenate([codes[0][y[:, 0]], codes[1][y[:, 1]] + leak * codes[2][y[:, 0]]], 1) + 0.5 * rng.normal(size=(n, D))
+    return x.astype(np.float32), y
+
+
+X, Y = made()
+
+
+def block(card, metric): return card.values[metric]["block"]["value"]
+
+
+def test_table_is_the_scorecards():
+    train, test = (X[:400], Y[:400]), (X[400:], Y[400:])
+    card = metrics_card(*train, test=test, names=["a", "b"], **QUICK)
+    ref = scorecard(train, test, factor_names=("a", "b"), shared=("a", "b"))
+    for part, row in ref.accuracy.items(): assert card.matrices["accuracy_linear"][part] == pytest.approx(row)
+    assert card.match == ref.match and card.meta["chance"] == pytest.approx(ref.chance)
+    assert block(card, "leakage_points") == pytest.approx(ref.R1)
+    assert block(card, "gap") == pytest.approx(np.mean(list(ref.gaps.values())))
+    above = {f: {p: ref.accuracy[p][f] - ref.chance[f] for p in ref.accuracy} for f in ref.chance}
+    share = [above[f][p] / above[f]["r"] for f in above for p in ("r_0", "r_1") if p != ref.match[f]]
+    assert block(card, "leakage_share") == pytest.approx(np.mean(share))
+
+
+def test_block_scores_are_reductions_of_the_information_table():
+    for seed in range(20):
+        x, y = made(n=240, seed=seed, leak=seed / 20)
+        card = metrics_card(x[:160], y[:160], test=(x[160:], y[160:]), **QUICK)
+        I = card.matrices["information_linear"]
+        prior = {f"f{j}": -np.log(np.bincount(y[:160, j])[y[160:, j]] / 160).mean() for j in range(2)}
+        N = np.array([[max(I[p][f] / prior[f], 0) for f in prior] for p in ("r_0", "r_1")])
+        assert block(card, "mig") == pytest.approx(np.abs(N[0] - N[1]).mean())
+        assert block(card, "modularity") == pytest.approx(np.mean([1 - N[k].min()**2 / N[k].max()**2 if N[k].max() > 0 else 0 for k in range(2)]))
+        assert block(card, "infom") == pytest.approx(2 * (np.mean([N[k].max() / N[k].sum() for k in range(2) if N[k].sum() > 0]) - 0.5))
+        assert block(card, "infoc") == pytest.approx(2 * (np.mean([N[:, j].max() / N[:, j].sum() for j in range(2) if N[:, j].sum() > 0]) - 0.5))
+        assert card.values["infoe"]["whole"]["value"] == pytest.approx(np.mean([I["r"][f] / prior[f] for f in prior]))
+
+
+def test_sap_by_block_is_the_gap_of_balanced_accuracies():
+    from disentangle_nb.probing import linear_probe
+    card = metrics_card(X[:400], Y[:400], test=(X[400:], Y[400:]), **QUICK)
+    S = np.array([[balanced_accuracy_score(Y[400:, j], linear_probe(X[:400, s], Y[:400, j]).predict(X[400:, s])) for j in range(2)] for s in (slice(0, 6), slice(6, 12))])
+    assert block(card, "sap") == pytest.approx(np.abs(S[0] - S[1]).mean())
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 99))
+def test_rotations_within_slices_and_their_order_change_no_block_score(seed):
+    rng = np.random.default_rng(seed)
+    Q = [np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in range(2)]
+    turned = np.concatenate([X[:, 6:] @ Q[1], X[:, :6] @ Q[0]], 1)
+    a, b = (metrics_card(v, Y, **QUICK) for v in (X, turned))
+    assert {f: s for f, s in b.match.items()} == {"f0": "r_1", "f1": "r_0"}
+    for k in ("gap", "leakage_share", "mig", "sap", "modularity", "infom", "infoc", "med"): assert block(a, k) == pytest.approx(block(b, k), abs=0.08), k
+    for s in ("cka_linear", "cka_rbf", "dcor", "hsic"):
+        assert a.dependence["r_0~r_1"][s]["value"] == pytest.approx(b.dependence["r_0~r_1"][s]["value"], abs=1e-5)
+
+
+def test_numpy_torch_dataframe_and_half_precision():
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    a = metrics_card(X, Y, **QUICK)
+    for x, y in [(torch.tensor(X), torch.tensor(Y)), (pd.DataFrame(X), pd.DataFrame(Y, columns=["f0", "f1"])), (X.tolist(), Y.tolist())]:
+        assert metrics_card(x, y, **QUICK).values == a.values
+    half = metrics_card(torch.tensor(X).half(), Y, **QUICK)
+    assert block(half, "mig") == pytest.approx(block(a, "mig"), abs=0.02)
+
+
+def test_named_string_classes_and_continuous_columns():
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pd.DataFrame(dict(kind=np.array(list("abcde"))[Y[:, 0]], size=Y[:, 1] + 0.5))
+    card = metrics_card(X, frame, **QUICK)
+    assert card.meta["factors"] == {"kind": 5, "size": 0} and card.meta["chance"]["size"] == 0
+    as_classes = metrics_card(X, frame, discrete=[True, True], **QUICK)
+    assert as_classes.meta["factors"]["size"] == 5
+
+
+def test_card_is_deterministic_and_survives_json():
+    opt = dict(widths=(8,), n_boot=4, n_refit=2, n_perm=9)
+    a, b = metrics_card(X, Y, **opt), metrics_card(X, Y, **opt)
+    assert a.values == b.values and a.dependence == b.dependence
+    assert MetricsCard.from_dict(json.loads(a.to_json())) == a
+    assert str(a) and a._repr_markdown_().startswith("| input |")
+
+
+def test_threads_and_random_state_are_left_alone():
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    metrics_card(X, Y, **{**QUICK, "mlp": True})
+    assert torch.equal(before, torch.get_rng_state()) and torch.get_num_threads() == threads
+
+
+def test_unjudged_factors_are_shown_and_enter_nothing():
+    rng = np.random.default_rng(0)
+    three = np.column_stack([Y, rng.integers(3, size=len(Y))])
+    a, b = metrics_card(X, three, shared=["f0", "f1"], **QUICK), metrics_card(X, Y, **QUICK)
+    assert a.values == b.values and a.match == b.match
+    assert "f2" in a.matrices["accuracy_linear"]["r"] and "f2" not in a.matrices["importance"]["r_0"]
+
+
+def test_boosted_scores_are_added():
+    card = metrics_card(X, Y, boosted=True, **QUICK)
+    assert 0.3 < block(card, "dci_disentanglement_boosted") <= 1 and 0 <= card.values["dci_completeness_boosted"]["dimension"]["value"] <= 1
+
+
+def test_intervals_cover_the_accuracy_of_many_test_sets():
+    x, y = made(n=20000, leak=0.2)
+    train = x[:1000], y[:1000]
+    true = block(metrics_card(*train, test=(x[1000:], y[1000:]), **QUICK), "leakage_points")
+    sets = [slice(1000 + 300 * i, 1300 + 300 * i) for i in range(60)]
+    cards = [metrics_card(*train, test=(x[s], y[s]), **{**QUICK, "n_boot": 40}) for s in sets]
+    hits = [c.values["leakage_points"]["block"]["low"] <= true <= c.values["leakage_points"]["block"]["high"] for c in cards]
+    assert np.mean(hits) > 0.85
+
+
+def test_compare_is_the_paired_t_interval():
+    methods = {name: [metrics_card(*made(n=200, leak=leak, seed=s), **QUICK) for s in range(4)] for name, leak in (("a", 0.1), ("b", 0.6))}
+    seen = compare(methods)
+    for key in ("mig/block", "mig/dimension", "leakage_points/block"):
+        metric, column = key.split("/")
+        a, b = (np.array([c.values[metric][column]["value"] for c in methods[k]]) for k in "ab")
+        ref = stats.ttest_rel(b, a).confidence_interval(0.95)
+        row = seen.rows[key]["b"]
+        assert (row["mean"], row["sd"], row["diff"], row["low"], row["high"]) == pytest.approx((b.mean(), b.std(ddof=1), (b - a).mean(), ref.low, ref.high))
+    assert json.loads(json.dumps(seen.to_dict()))["baseline"] == "a" and "±" in str(seen)
+    with pytest.raises(ValueError, match="one card for each seed"): compare({"a": methods["a"], "b": methods["b"][:2]})
+    with pytest.raises(ValueError, match="is none of"): compare(methods, baseline="c")
+
+
+@pytest.mark.parametrize("change,error", [
+    (dict(embeddings=X * np.nan), "NaN or infinite"), (dict(embeddings=X[:-1]), "rows of embeddings"), (dict(embeddings=X[:, 0]), r"\(n, D\)"),
+    (dict(factors=Y * [1, 0]), "only one value"), (dict(factors=Y + np.array([np.nan, 0])), "NaN"), (dict(slices=5), "K must divide D"),
+    (dict(slices=[5, 5]), "sum to D=12"), (dict(slices=[list(range(7)), list(range(6, 12))]), "overlap"), (dict(slices=[[0, 1], [2, 3]]), "leave out"),
+    (dict(names=["a"]), "must be as many"), (dict(shared=["zz"]), "must name one or more"), (dict(shared=[]), "must name one or more"),
+    (dict(test=(X[:50], Y[:49])), "rows of test embeddings"), (dict(test=(X[:50, :6], Y[:50])), "6 wide"), (dict(test=(X[:4], Y[:4])), "too few"),
+    (dict(test=(X[:50], Y[:50] + 5)), "absent from training")])
+def test_bad_input(change, error):
+    with pytest.raises(ValueError, match=error): metrics_card(**{**dict(embeddings=X, factors=Y), **QUICK, **change})
+
+
+def test_degenerate_but_defined():
+    constant = X.copy()
+    constant[:, 2] = 0.1
+    for x, y, kw in [(constant, Y, {}), (X[:40], Y[:40], dict(test=(X[40:60], Y[40:60]))), (np.repeat(X, 10, 1)[:100], Y[:100], {}),
+                     (X, Y, dict(test=(X[Y[:, 0] != 3][:80], Y[Y[:, 0] != 3][:80]))), (X, Y[:, 0], {}), (X, Y, dict(slices=1)), (X, Y, dict(slices=12)),
+                     (X * 1e-6, Y, {}), (X * 1e6, Y, {}), (np.zeros_like(X), Y, {})]:
+        card = metrics_card(x, y, **{**QUICK, **kw})
+        for cols in card.values.values():
+            for e in cols.values(): assert e["value"] is None or np.isfinite(e["value"])
+    assert block(metrics_card(np.zeros_like(X), Y, **QUICK), "leakage_share") is None
+
+
+def test_npz_files(tmp_path):
+    np.savez(tmp_path / "a.npz", train_embeddings=X[:400], train_factors=Y[:400], test_embeddings=X[400:], test_factors=Y[400:])
+    assert metrics_card(**load_embeddings(tmp_path / "a.npz"), **QUICK).values == metrics_card(X[:400], Y[:400], test=(X[400:], Y[400:]), **QUICK).values
+    np.savez(tmp_path / "b.npz", train_embeddings=X)
+    with pytest.raises(ValueError, match="expected embeddings and factors"): load_embeddings(tmp_path / "b.npz")
+
+
+def run(*args): return subprocess.run([sys.executable, "-c", "from disentangle_nb.metrics import disentangle_metrics; disentangle_metrics()", *map(str, args)], capture_output=True, text=True)
+
+
+def test_command_line(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: it draws the figure")
+    np.savez(tmp_path / "e.npz", embeddings=X[:300], factors=Y[:300])
+    out = run(tmp_path / "e.npz", "--names", "digit,ground", "--shared", "digit", "--slices", "6,6", "--n_boot", 3, "--out", tmp_path / "c.json", "--figure", tmp_path / "c.png")
+    assert out.returncode == 0 and "dci_disentanglement" in out.stdout, out.stderr
+    assert MetricsCard.from_dict(json.loads((tmp_path / "c.json").read_text())).meta["judged"] == ["digit"]
+    assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+    assert "--boosted" in run("--help").stdout
+    assert run().returncode != 0 and "give an .npz file" in run().stderr
+
+
+def test_benchmark_prints_seconds():
+    card = bench_metrics(600, 16)
+    assert card.meta["seconds"] > 0 and card.meta["n_train"] + card.meta["n_test"] == 600
+
+
+def test_import_weight():
+    code = "import sys, disentangle_nb.metrics; print([m for m in ('fastai','torchvision','matplotlib','pandas','nbdev') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
