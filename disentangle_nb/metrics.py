@@ -10,7 +10,7 @@ __all__ = ['ORDER', 'MetricsCard', 'metrics_card', 'Comparison', 'compare', 'loa
            'explicitness_area', 'explicitness_auc', 'mig', 'top_gap', 'modularity', 'infom', 'infoc', 'med',
            'top_k_med', 'half_samples', 'half_sample_interval']
 
-# %% ../nbs/12_metrics.ipynb #c99d5def
+# %% ../nbs/12_metrics.ipynb #3a35b22c
 import json
 import time
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.script import call_parse, store_true
+from fastcore.script import Param, call_parse, store_true
 from scipy.stats import t as student_t
 
 from .dependence import (cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
@@ -438,10 +438,10 @@ def bench_metrics(
     x = sum(torch.randn(10, D, generator=g)[y[:, j]] for j in range(3)) + 2 * torch.randn(n, D, generator=g)
     return metrics_card(x, y, slices, names=["DC", "DL", "BC"])
 
-# %% ../nbs/12_metrics.ipynb #f13e65d5
+# %% ../nbs/12_metrics.ipynb #b1b09237
 @call_parse
 def disentangle_metrics(
-    emb: str = "", # .npz file with embeddings and factors
+    emb: Param(".npz file with embeddings and factors", str, nargs="?", opt=False) = "",
     slices: str = "2", # number of equal slices, or their widths: 16,48
     names: str = "", # of the factors: DC,DL,BC
     shared: str = "", # names of the factors that are judged: DC,BC; default all
