@@ -9,7 +9,7 @@ __all__ = ['Factor', 'as_factors', 'as_blocks', 'equal_width_bins', 'label_entro
            'explicitness_es', 'capacity_readings', 'top_gap', 'mig', 'balanced_accuracy', 'sap_matrix', 'modularity',
            'auc', 'explicitness_auc', 'active_codes', 'infom', 'infoc', 'med', 'top_k_med']
 
-# %% ../nbs/11_disentanglement.ipynb #5237f72b
+# %% ../nbs/11_disentanglement.ipynb #e3e8cc3b
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional as F
 
-from .probing import (_fit_softmax, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings, check_labels, holdout,
+from .probing import (_fit_softmax, _mlp_net, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings, check_labels, holdout,
                                     linear_probe, mlp_probe)
 
 # %% ../nbs/11_disentanglement.ipynb #6842cacb
@@ -110,38 +110,7 @@ def _plug_in(counts):
     p = counts / counts.sum((1, 2), keepdims=True)
     return entr(p.sum(2)).sum(1) + entr(p.sum(1)).sum(1) - entr(p).sum((1, 2))
 
-# %% ../nbs/11_disentanglement.ipynb #546955b7
-def _classes(f, bins=20):
-    "Test values of a factor as classes: its own, or bins"
-    if f.discrete: return f.test.numpy(), f.n_classes
-    return equal_width_bins(f.test.numpy()[:, None], bins)[:, 0], bins
-
-def label_entropy(
-    f: Factor, # on its test rows
-    bins: int = 20, # for a continuous factor
-) -> float: # nats
-    "Entropy of a factor"
-    y, C = _classes(f, bins)
-    return entr(np.bincount(y, minlength=C) / len(y)).sum().item()
-
-def _binned_mi(b, factors, bins=20, i=slice(None)):
-    "Information `(D, F)` of binned dimensions `(m, D)` on rows `i`"
-    classes = [_classes(f, bins) for f in factors]
-    return np.stack([_plug_in(_counts(b[i], y[i], bins, C)) for y, C in classes], 1)
-
-def mi_matrix(
-    x, # test embeddings `(m, D)`
-    factors: list, # of `Factor`
-    bins: int = 20, # of equal width
-    estimator: str = "bins", # or `knn`: 10 nearest neighbours on standardised columns, as in InfoMEC
-) -> np.ndarray: # nats `(D, F)`
-    "Mutual information of every dimension and every factor"
-    x = check_embeddings(x).double().cpu().numpy()
-    if estimator == "knn": return np.stack([_knn_mi(x, f) for f in factors], 1)
-    if estimator != "bins": raise ValueError(f"estimator={estimator!r}: choose 'bins' or 'knn'")
-    b = equal_width_bins(x, bins)
-    return _binned_mi(b, factors, bins)
-
+# %% ../nbs/11_disentanglement.ipynb #e37b70ee
 def _closer(v, r):
     "Number of entries of `v`, itself included, that are closer than `r` to each entry"
     order, r = np.sort(v), r * (1 - 1e-9)
@@ -173,7 +142,39 @@ def _knn_mi(x, f, k=10):
     y = f.test.numpy() if f.discrete else standard(f.test.numpy())
     return np.array([max(one(v, y, k), 0.) for v in standard(x).T])
 
-# %% ../nbs/11_disentanglement.ipynb #9a28fa6a
+# %% ../nbs/11_disentanglement.ipynb #f2324cc9
+def _classes(f, bins=20):
+    "Test values of a factor as classes: its own, or bins"
+    if f.discrete: return f.test.numpy(), f.n_classes
+    return equal_width_bins(f.test.numpy()[:, None], bins)[:, 0], bins
+
+def label_entropy(
+    f: Factor, # on its test rows
+    bins: int = 20, # for a continuous factor
+) -> float: # nats
+    "Entropy of a factor"
+    y, C = _classes(f, bins)
+    return entr(np.bincount(y, minlength=C) / len(y)).sum().item()
+
+def _binned_mi(b, factors, bins=20, i=slice(None)):
+    "Information `(D, F)` of binned dimensions `(m, D)` on rows `i`"
+    classes = [_classes(f, bins) for f in factors]
+    return np.stack([_plug_in(_counts(b[i], y[i], bins, C)) for y, C in classes], 1)
+
+def mi_matrix(
+    x, # test embeddings `(m, D)`
+    factors: list, # of `Factor`
+    bins: int = 20, # of equal width
+    estimator: str = "bins", # or `knn`: 10 nearest neighbours on standardised columns, as in InfoMEC
+) -> np.ndarray: # nats `(D, F)`
+    "Mutual information of every dimension and every factor"
+    x = check_embeddings(x).double().cpu().numpy()
+    if estimator == "knn": return np.stack([_knn_mi(x, f) for f in factors], 1)
+    if estimator != "bins": raise ValueError(f"estimator={estimator!r}: choose 'bins' or 'knn'")
+    b = equal_width_bins(x, bins)
+    return _binned_mi(b, factors, bins)
+
+# %% ../nbs/11_disentanglement.ipynb #61553689
 @dataclass(eq=False)
 class Regressor:
     "A fitted predictor of a continuous factor"
@@ -194,7 +195,7 @@ class Regressor:
         z = (check_embeddings(x).to(self.mean) - self.mean) / self.std
         return (self.net(z) if self.weight is None else z @ self.weight.T)[:, 0].double() * self.y_std + self.y_mean
 
-# %% ../nbs/11_disentanglement.ipynb #7ba871a3
+# %% ../nbs/11_disentanglement.ipynb #22d5a52b
 def _ridge(z, t, l2):
     "Weights `(1, D)` that minimise `mean (z w - t)^2 + l2 |w|^2`"
     G = z.T @ z / len(z)
@@ -214,7 +215,7 @@ def ridge_probe(
     lam = min(trial, key=trial.get)
     return Regressor(None, mean, std, y.mean().item(), y.std(unbiased=False).item(), max(trial[lam], 1e-12), _ridge(z, t, lam), lam)
 
-# %% ../nbs/11_disentanglement.ipynb #749d2152
+# %% ../nbs/11_disentanglement.ipynb #c125e385
 def mlp_regressor(
     x, # training embeddings `(n, D)`
     y, # training values `(n,)`
@@ -229,13 +230,13 @@ def mlp_regressor(
     z, t = (x - mean) / std, ((y - y.mean()) / y.std(unbiased=False)).float().to(x.device)[:, None]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(x.shape[1], width), nn.ReLU(), nn.Linear(width, 1)).to(x.device)
+        net = _mlp_net(z[:n], width, 1)
         valid = lambda: F.mse_loss(net(z[n:]), t[n:]).item()
         _train_mlp(net, z[:n], t[:n], valid, epochs, batch_rows(n), 3e-3, torch.Generator().manual_seed(seed), F.mse_loss)
         noise = max(valid(), 1e-12)
     return Regressor(net, mean, std, y.mean().item(), y.std(unbiased=False).item(), noise)
 
-# %% ../nbs/11_disentanglement.ipynb #19ae92a9
+# %% ../nbs/11_disentanglement.ipynb #104fe1fe
 class Reading(NamedTuple):
     "One factor read from one part of an embedding, row by row on test"
     discrete: bool # kind of the factor
@@ -259,7 +260,7 @@ class Reading(NamedTuple):
         "Share of the factor: information over its entropy, or R squared"
         return self.info[i].sum() / self.prior[i].sum() if self.discrete else self.accuracy(i) / 100
 
-# %% ../nbs/11_disentanglement.ipynb #665da5c2
+# %% ../nbs/11_disentanglement.ipynb #2f611d6c
 def read_factor(
     x, # training embeddings `(n, D)`
     xt, # test embeddings `(m, D)`
@@ -279,7 +280,7 @@ def read_factor(
     nll = lambda sq, v: 0.5 * (np.log(2 * np.pi * v) + sq / v)
     return Reading(False, err, dev, nll(dev, var) - nll(err, p.noise * var), nll(dev, var), None, p)
 
-# %% ../nbs/11_disentanglement.ipynb #b76b8545
+# %% ../nbs/11_disentanglement.ipynb #6a5f37cd
 def _scaled(R):
     "Columns scaled to sum 1; a zero column stays zero"
     total = R.sum(0)
@@ -317,7 +318,7 @@ def each_dimension(
     "Every dimension as a part of its own"
     return [slice(i, i + 1) for i in range(D)]
 
-# %% ../nbs/11_disentanglement.ipynb #0a7db647
+# %% ../nbs/11_disentanglement.ipynb #af8c9648
 def boosted_importance(
     x, # training embeddings `(n, D)`
     factors: list, # of `Factor`
@@ -341,7 +342,7 @@ def block_sums(
     "Importance of each block as the sum over its dimensions"
     return np.stack([R[s].sum(0) for s in parts])
 
-# %% ../nbs/11_disentanglement.ipynb #3580710c
+# %% ../nbs/11_disentanglement.ipynb #c6c44127
 def _one_minus_entropy(R):
     "One minus the entropy of each row, in the base of its length; 0 for a row of zeros"
     total = R.sum(1, keepdims=True)
@@ -361,7 +362,7 @@ def dci_completeness(
     "Importance-weighted completeness of the factors"
     return dci_disentanglement(R.T)
 
-# %% ../nbs/11_disentanglement.ipynb #c911da59
+# %% ../nbs/11_disentanglement.ipynb #c6b72c2c
 def explicitness_area(
     losses, # test loss at each capacity
     capacities, # increasing
@@ -392,7 +393,7 @@ def capacity_readings(
     "The factor read by a linear probe and MLPs of increasing width"
     return {1: linear or read_factor(x, xt, f)} | {w: read_factor(x, xt, f, "mlp", width=w) for w in widths}
 
-# %% ../nbs/11_disentanglement.ipynb #9286ae2f
+# %% ../nbs/11_disentanglement.ipynb #65ec222b
 def top_gap(
     M: np.ndarray, # `(codes, F)`, larger is more
 ) -> np.ndarray: # `(F,)`
@@ -407,7 +408,7 @@ def mig(
     "Mutual information gap"
     return float((top_gap(I) / H).mean())
 
-# %% ../nbs/11_disentanglement.ipynb #975117f4
+# %% ../nbs/11_disentanglement.ipynb #0d2392fb
 def _threshold_hits(x, xt, f, bins=20):
     "Whether each test row's class is named right by each dimension alone `(m, D)`"
     edges = np.linspace(x.min(0), x.max(0), bins + 1)
@@ -441,7 +442,7 @@ def _squared_correlation(x, y):
     den = x.var(0) * y.var()
     return np.where(den > 0, (x * y[:, None]).mean(0)**2 / np.where(den > 0, den, 1), 0)
 
-# %% ../nbs/11_disentanglement.ipynb #6b11657e
+# %% ../nbs/11_disentanglement.ipynb #6aa18a78
 def modularity(
     I: np.ndarray, # information `(codes, F)`, non-negative
 ) -> float: # 0 to 1; nan with one factor
@@ -452,7 +453,7 @@ def modularity(
     delta = (sq.sum(1) - top) / (np.where(top > 0, top, 1) * (I.shape[1] - 1))
     return float(np.where(top > 0, 1 - delta, 0).mean())
 
-# %% ../nbs/11_disentanglement.ipynb #a2853625
+# %% ../nbs/11_disentanglement.ipynb #d5892467
 def auc(
     score: np.ndarray, # `(m,)`, larger speaks for the class
     positive: np.ndarray, # bool `(m,)`
@@ -473,7 +474,7 @@ def explicitness_auc(
     odds = lambda c: logp[:, c] - np.logaddexp.reduce(np.delete(logp, c, 1), axis=1)
     return float(np.mean([auc(odds(c), y == c) for c in present])) if present else float("nan")
 
-# %% ../nbs/11_disentanglement.ipynb #873fd3f5
+# %% ../nbs/11_disentanglement.ipynb #67b1b163
 def active_codes(
     x: np.ndarray, # `(m, D)`
 ) -> np.ndarray: # bool `(D,)`
@@ -500,7 +501,7 @@ def infoc(
     "InfoMEC's compactness"
     return _peak(N.T)
 
-# %% ../nbs/11_disentanglement.ipynb #2ca80687
+# %% ../nbs/11_disentanglement.ipynb #6c716969
 def med(
     I: np.ndarray, # information `(codes, F)`, non-negative
 ) -> float: # 0 to 1; nan with one factor

@@ -192,7 +192,7 @@ def _dci_replicates(m, x, probes, n_refit, seed):
     fits = lambda h: [refit(p, x[h], f.train[h]) for p, f in zip(probes, m.factors)]
     return [_linear_dci(m, x[h], fits(h))[0] for h in half_samples(len(x), n_refit, seed)]
 
-# %% ../nbs/12_metrics.ipynb #62880ffd
+# %% ../nbs/12_metrics.ipynb #99896fba
 def _clean(v):
     "JSON-safe copy: NaN as None, NumPy numbers as Python's"
     if isinstance(v, dict): return {str(k): _clean(w) for k, w in v.items()}
@@ -204,8 +204,8 @@ def _number(e, digits=2):
     "`value [low, high]`"
     if not e: return ""
     if e["value"] is None: return "n/a"
-    text = f"{e['value']:.{digits}f}"
-    return text if e["low"] is None else f"{text} [{e['low']:.{digits}f}, {e['high']:.{digits}f}]"
+    num = lambda v: f"{round(v, digits) + 0.:.{digits}f}"
+    return num(e["value"]) if e["low"] is None else f"{num(e['value'])} [{num(e['low'])}, {num(e['high'])}]"
 
 def _markdown(rows):
     "Rows of strings as a Markdown table"
@@ -217,7 +217,7 @@ def _plain(rows):
     width = [max(map(len, c)) for c in zip(*rows)]
     return "\n".join("  ".join([r[0].ljust(width[0]), *(c.rjust(w) for c, w in zip(r[1:], width[1:]))]).rstrip() for r in rows)
 
-# %% ../nbs/12_metrics.ipynb #3f23e9eb
+# %% ../nbs/12_metrics.ipynb #dd3f2d35
 @dataclass
 class MetricsCard:
     "Every metric of one embedding, with intervals"
@@ -236,9 +236,7 @@ class MetricsCard:
         return json.dumps(self.to_dict(), **{"indent": 1, **kw})
 
     @classmethod
-    def from_dict(cls,
-        d: dict, # what `to_dict` gave
-    ) -> "MetricsCard":
+    def from_dict(cls, d: dict) -> "MetricsCard": # `d` as `to_dict` gave it
         "The card that `to_dict` was called on"
         return cls(**d)
 
@@ -246,12 +244,13 @@ class MetricsCard:
         "Probes, metrics and dependence as text"
         factors = list(self.meta["factors"])
         acc, info = self.matrices["accuracy_linear"], self.matrices.get("information_mlp", self.matrices["information_linear"])
-        probes = [["input", *(f"{f} %" for f in factors), *(f"{f} nats" for f in factors)]]
+        reader = "MLP nats" if "information_mlp" in self.matrices else "nats"
+        probes = [["input", *(f"{f} %" for f in factors), *(f"{f} {reader}" for f in factors)]]
         probes += [[p, *(f"{acc[p][f]:.1f}" for f in factors), *(f"{info[p][f]:.2f}" for f in factors)] for p in acc]
         cols = "whole", "block", "dimension"
         metrics = [["metric", *cols], *([k, *(_number(v.get(c)) for c in cols)] for k, v in self.values.items())]
         deps = [["slices", "statistic", "value", "p"]]
-        deps += [[pair, s, _number(e, 4), "" if e["p"] is None else f"{e['p']:.3f}"] for pair, st in self.dependence.items() for s, e in st.items()]
+        deps += [[pair, s, _number(e, 6 if s.startswith("hsic") else 4), "" if e["p"] is None else f"{e['p']:.3f}"] for pair, st in self.dependence.items() for s, e in st.items()]
         return [probes, metrics] + ([deps] if self.dependence else [])
 
     def __str__(self): return "\n\n".join(map(_plain, self.tables()))
@@ -260,9 +259,7 @@ class MetricsCard:
 
     def _repr_markdown_(self): return "\n\n".join(map(_markdown, self.tables()))
 
-    def plot(self,
-        width: float = 2.6, # inches for each map
-    ): # the figure
+    def plot(self, width: float = 2.6): # inches for each map
         "Heat maps, slices by factors: accuracy, information, importance"
         return _heat_maps(self.matrices, width)
 
@@ -298,7 +295,31 @@ def _matrices(reads, R, m, factors):
     out |= {f"information_{k}": table(v, Reading.information) for k, v in reads.items()}
     return out | {"importance": {b: {f.name: float(v) for f, v in zip(m.factors, row)} for b, row in zip(m.blocks, R)}}
 
-# %% ../nbs/12_metrics.ipynb #9bdb2b46
+# %% ../nbs/12_metrics.ipynb #f4468d1d
+def _judged(factors, shared):
+    "The factors that are judged"
+    unknown = [] if shared is None else [s for s in shared if s not in [f.name for f in factors]]
+    if unknown or shared is not None and not len(shared): raise ValueError(f"shared={shared!r} must name one or more of {[f.name for f in factors]}")
+    return [f for f in factors if shared is None or f.name in shared]
+
+def _with_others(m, x, xt, factors):
+    "Readings of all factors, judged or not"
+    known = lambda kind, p, s, f: m.reads[kind][p][m.factors.index(f)] if f in m.factors else read_factor(x[:, s], xt[:, s], f, kind)
+    return {kind: {p: [known(kind, p, s, f) for f in factors] for p, s in m.parts.items()} for kind in m.reads}
+
+def _boosted_dci(m, x, seed):
+    "DCI with boosted importances"
+    R = boosted_importance(x, m.factors, seed=seed)
+    return _dci_scores(block_sums(R, [m.parts[b] for b in m.blocks]), R, "_boosted")
+
+def _meta(m, x, xt, factors, **kw):
+    "What was measured, and how"
+    per = lambda fn: {f.name: fn(f) for f in factors}
+    widths = [m.parts[b].stop - m.parts[b].start for b in m.blocks]
+    return dict(n_train=len(x), n_test=len(xt), widths=widths, factors=per(lambda f: f.n_classes), judged=[f.name for f in m.factors],
+                chance=per(_chance), entropy=per(label_entropy), **kw)
+
+# %% ../nbs/12_metrics.ipynb #85be0861
 def metrics_card(
     embeddings, # `(n, D)`: tensor, array or DataFrame
     factors, # `(n, F)`: tensor, array or DataFrame; integers are classes, floats continuous
@@ -330,29 +351,12 @@ def metrics_card(
     exact = {"size": {"dimension": len(judged) / x.shape[1], "block": len(judged) / len(m.blocks)}}
     if boosted: exact |= _boosted_dci(m, x, seed)
     values |= _estimates(exact, [], level)
-    deps = slice_dependence(xt, [s.stop - s.start for b, s in parts.items() if b != "r"], n_perm, n_boot, seed=seed)
-    meta = dict(n_train=len(x), n_test=len(xt), widths=[parts[b].stop - parts[b].start for b in m.blocks], seed=seed, level=level, n_boot=n_boot,
-                n_refit=n_refit, factors={f.name: f.n_classes for f in factors}, judged=[f.name for f in judged], chance={f.name: _chance(f) for f in factors},
-                entropy={f.name: label_entropy(f) for f in factors}, seconds=time.perf_counter() - start)
+    meta = _meta(m, x, xt, factors, seed=seed, level=level, n_boot=n_boot, n_refit=n_refit)
+    deps = slice_dependence(xt, meta["widths"], n_perm, n_boot, seed=seed)
+    meta["seconds"] = time.perf_counter() - start
     return MetricsCard(*map(_clean, ({k: values[k] for k in ORDER if k in values}, _matrices(reads, R, m, factors), deps, m.match, meta)))
 
-def _judged(factors, shared):
-    "The factors that are judged"
-    unknown = [] if shared is None else [s for s in shared if s not in [f.name for f in factors]]
-    if unknown or shared is not None and not len(shared): raise ValueError(f"shared={shared!r} must name one or more of {[f.name for f in factors]}")
-    return [f for f in factors if shared is None or f.name in shared]
-
-def _with_others(m, x, xt, factors):
-    "Readings of all factors, judged or not"
-    known = lambda kind, p, s, f: m.reads[kind][p][m.factors.index(f)] if f in m.factors else read_factor(x[:, s], xt[:, s], f, kind)
-    return {kind: {p: [known(kind, p, s, f) for f in factors] for p, s in m.parts.items()} for kind in m.reads}
-
-def _boosted_dci(m, x, seed):
-    "DCI with boosted importances"
-    R = boosted_importance(x, m.factors, seed=seed)
-    return _dci_scores(block_sums(R, [m.parts[b] for b in m.blocks]), R, "_boosted")
-
-# %% ../nbs/12_metrics.ipynb #5a92dc01
+# %% ../nbs/12_metrics.ipynb #4a3c0e3d
 def _series(cards, metric, column):
     "One metric over the seeds; nan where undefined"
     get = lambda c: c.values.get(metric, {}).get(column, {}).get("value")
@@ -366,7 +370,7 @@ def _paired(a, b, level):
     half = d.std(ddof=1) / n**0.5 * student_t.ppf((1 + level) / 2, n - 1) if n > 1 else np.nan
     return _clean(dict(diff=d.mean(), low=d.mean() - half, high=d.mean() + half))
 
-# %% ../nbs/12_metrics.ipynb #af66b3b7
+# %% ../nbs/12_metrics.ipynb #ae33ff53
 @dataclass
 class Comparison:
     "Cards of several methods over seeds"
@@ -394,7 +398,7 @@ class Comparison:
 
     def _repr_markdown_(self): return "\n\n".join(map(_markdown, self.tables()))
 
-# %% ../nbs/12_metrics.ipynb #9beb77b8
+# %% ../nbs/12_metrics.ipynb #4415b073
 def compare(
     cards: dict, # method to its `MetricsCard`, or to a list over seeds in one order for all methods
     baseline: str = None, # method that the others are compared to; default the first
@@ -414,7 +418,7 @@ def compare(
             rows[f"{metric}/{column}"] = {k: _clean(dict(mean=s.mean(), sd=sd(s))) | (_paired(s, v[baseline], level) if k != baseline else dict(diff=None, low=None, high=None)) for k, s in v.items()}
     return Comparison(baseline, sizes[baseline], rows)
 
-# %% ../nbs/12_metrics.ipynb #f09feeef
+# %% ../nbs/12_metrics.ipynb #c096d625
 def load_embeddings(
     path, # of an `.npz` file
 ) -> dict: # `embeddings`, `factors`, `test` and `names`, as `metrics_card` takes them
@@ -426,7 +430,7 @@ def load_embeddings(
     if {"embeddings", "factors"} <= set(a): return dict(embeddings=a["embeddings"], factors=a["factors"], test=None, names=names)
     raise ValueError(f"{path} holds {sorted(a)}: expected embeddings and factors, or both with train_ and test_ in front")
 
-# %% ../nbs/12_metrics.ipynb #8ca8e489
+# %% ../nbs/12_metrics.ipynb #ff5e0582
 def bench_metrics(
     n: int = 10_000, # rows, of which 30 % are test
     D: int = 128, # dimensions
@@ -438,7 +442,7 @@ def bench_metrics(
     x = sum(torch.randn(10, D, generator=g)[y[:, j]] for j in range(3)) + 2 * torch.randn(n, D, generator=g)
     return metrics_card(x, y, slices, names=["DC", "DL", "BC"])
 
-# %% ../nbs/12_metrics.ipynb #b1b09237
+# %% ../nbs/12_metrics.ipynb #540c0135
 @call_parse
 def disentangle_metrics(
     emb: Param(".npz file with embeddings and factors", str, nargs="?", opt=False) = "",

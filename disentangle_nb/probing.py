@@ -176,10 +176,10 @@ def linear_probe(
     mean, std = _standardiser(x)
     return Probe(*_fit_softmax((x.to(mean) - mean) / std, y, C, best[1], best[2]), mean, std, best[1])
 
-# %% ../nbs/06_probing.ipynb #75be2c99
+# %% ../nbs/06_probing.ipynb #9ff9a646
 @dataclass(eq=False)
 class MLPProbe(ProbeBase):
-    "A probe with one hidden layer"
+    "A probe with one hidden layer on whitened dimensions"
     net: nn.Module # standardised `(n, D)` to logits `(n, C)`
     mean: torch.Tensor # `(D,)` of the training rows
     std: torch.Tensor # `(D,)` of the training rows, 1 where constant
@@ -205,14 +205,27 @@ def _train_mlp(net, z, y, valid_loss, epochs, bs, lr, gen, loss_fn=F.cross_entro
         if loss < best[0]: best = loss, {k: v.clone() for k, v in net.state_dict().items()}
     net.load_state_dict(best[1])
 
-# %% ../nbs/06_probing.ipynb #9f97972e
+# %% ../nbs/06_probing.ipynb #84f71e8c
+def _whitening(z):
+    "Fixed linear layer that decorrelates standardised rows"
+    z = z.detach().double().cpu() if z.device.type == "mps" else z.detach().double()
+    e, V = torch.linalg.eigh(z.T @ z / len(z))
+    layer = nn.Linear(*V.shape, bias=False)
+    layer.weight = nn.Parameter((V * torch.where(e > 1e-6 * e.max(), e.clamp(min=1e-30).rsqrt(), 0.)).T.float(), requires_grad=False)
+    return layer
+
+def _mlp_net(z, width, n_out):
+    "Whitening of `z`, one hidden layer, outputs"
+    return nn.Sequential(_whitening(z), nn.Linear(z.shape[1], width), nn.ReLU(), nn.Linear(width, n_out)).to(z.device)
+
+# %% ../nbs/06_probing.ipynb #94e55da3
 def batch_rows(
     n: int, # training rows
 ) -> int: # from 16 to 256
     "Rows in a mini-batch of the MLP probe"
     return min(256, max(16, n // 32))
 
-# %% ../nbs/06_probing.ipynb #9ddff295
+# %% ../nbs/06_probing.ipynb #12bba734
 def mlp_probe(
     x, # training embeddings `(n, D)`
     y, # training labels `(n,)`, integers `0 .. C-1`
@@ -231,13 +244,14 @@ def mlp_probe(
     mean, std = [t.float() for t in _standardiser(x[fit])]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(x.shape[1], width), nn.ReLU(), nn.Linear(width, C)).to(x.device)
+        z = (x[fit] - mean) / std
+        net = _mlp_net(z, width, C)
         probe = MLPProbe(net, mean, std)
         valid_loss = lambda: F.nll_loss(probe.log_prob(x_valid), y_valid).item()
-        _train_mlp(net, (x[fit] - mean) / std, y[fit], valid_loss, epochs, bs or batch_rows(len(x)), lr, torch.Generator().manual_seed(seed))
+        _train_mlp(net, z, y[fit], valid_loss, epochs, bs or batch_rows(len(x)), lr, torch.Generator().manual_seed(seed))
     return probe
 
-# %% ../nbs/06_probing.ipynb #99e6ee8e
+# %% ../nbs/06_probing.ipynb #19acd0a9
 @dataclass(eq=False)
 class KNNProbe(ProbeBase):
     "The `k` nearest training rows by cosine vote"
@@ -254,7 +268,7 @@ class KNNProbe(ProbeBase):
         near = torch.cat([(r @ self.x.T).topk(self.k, 1).indices for r in rows])
         return F.one_hot(self.y[near], self.n_classes).float().mean(1).log()
 
-# %% ../nbs/06_probing.ipynb #22e2ea1b
+# %% ../nbs/06_probing.ipynb #d5c7d1d5
 def knn_probe(
     x, # training embeddings `(n, D)`
     y, # training labels `(n,)`, integers `0 .. C-1`
@@ -270,7 +284,7 @@ def knn_probe(
     if not 1 <= k <= len(x): raise ValueError(f"k={k} neighbours must lie between 1 and the {len(x)} training rows")
     return KNNProbe(F.normalize(x, dim=1), y, C, k)
 
-# %% ../nbs/06_probing.ipynb #fa701c25
+# %% ../nbs/06_probing.ipynb #1dafe4fe
 def knn_accuracy(
     x_train, # training embeddings `(n, D)`
     y_train, # training labels `(n,)`
@@ -281,7 +295,7 @@ def knn_accuracy(
     "Test accuracy of a cosine nearest-neighbour classifier"
     return knn_probe(x_train, y_train, k=k).accuracy(x_test, y_test)
 
-# %% ../nbs/06_probing.ipynb #5fd202dc
+# %% ../nbs/06_probing.ipynb #f3b4031b
 def _pair(pair, names, what):
     "A checked `(embeddings, factors)` pair with one column for each name"
     x = check_embeddings(pair[0], f"{what} embeddings")
@@ -294,7 +308,7 @@ def _row_names(slices, D):
     "The parts that are probed: `r`, `r_0`, `r_1`, ..."
     return {"r": slice(0, D), **{f"r_{k}": s for k, s in enumerate(as_slices(slices, D))}}
 
-# %% ../nbs/06_probing.ipynb #72ec216b
+# %% ../nbs/06_probing.ipynb #4c2a97c7
 def probe_matrix(
     train, # `(embeddings (n, D), factors (n, F))`
     test, # `(embeddings (m, D), factors (m, F))`
@@ -313,7 +327,7 @@ def probe_matrix(
         return probe(x[:, s], y[:, f], *held).accuracy(xt[:, s], yt[:, f])
     return {r: {name: cell(s, f) for f, name in enumerate(factor_names)} for r, s in _row_names(slices, x.shape[1]).items()}
 
-# %% ../nbs/06_probing.ipynb #b8add1fe
+# %% ../nbs/06_probing.ipynb #63b846c8
 def chance_levels(
     y_train, # training factors `(n, F)`
     y_test, # test factors `(m, F)`
@@ -324,7 +338,7 @@ def chance_levels(
     mode = [torch.bincount(c).argmax() for c in y_train.T]
     return {n: 100 * (c == m).double().mean().item() for n, c, m in zip(factor_names, y_test.T, mode)}
 
-# %% ../nbs/06_probing.ipynb #91c0b473
+# %% ../nbs/06_probing.ipynb #9a0e7de1
 def match_slices(
     accuracy: dict, # as `probe_matrix` returns it
     chance: dict, # percent for each factor
@@ -336,7 +350,7 @@ def match_slices(
     found = {shared[f]: rows[k] for k, f in zip(*linear_sum_assignment(lift, maximize=True))}
     return {f: found.get(f) for f in shared}
 
-# %% ../nbs/06_probing.ipynb #547eef0b
+# %% ../nbs/06_probing.ipynb #ad94052e
 def _judge(accuracy, chance, match):
     "Gap, leakage and whole-minus-best-slice of each matched factor"
     rows, out = [r for r in accuracy if r != "r"], {}
@@ -349,7 +363,7 @@ def _judge(accuracy, chance, match):
 
 _mean = lambda v: float(np.mean(v)) if len(v) else 0.
 
-# %% ../nbs/06_probing.ipynb #2497551a
+# %% ../nbs/06_probing.ipynb #463b8f22
 def _cells(card):
     "The table of a card as rows of strings"
     num = lambda v: "–" if v is None else f"{v:.1f}"
@@ -366,7 +380,21 @@ def _requirements(card):
             ("R2", num(card.R2), "whole minus best slice, ideal 0"),
             ("R3", num(card.R3), "lost against the baseline, ideal <= 0")]
 
-# %% ../nbs/06_probing.ipynb #87b238da
+def _card_text(card):
+    "A card as aligned text"
+    rows = _cells(card)
+    width = [max(map(len, c)) for c in zip(*rows)]
+    lines = ["  ".join([r[0].ljust(width[0]), *(c.rjust(w) for c, w in zip(r[1:], width[1:]))]) for r in rows]
+    return "\n".join([*lines, *(f"{n}  {v:>6}  {m}" for n, v, m in _requirements(card))])
+
+def _card_markdown(card):
+    "A card as two Markdown tables"
+    head, *rows = ["| " + " | ".join(r) + " |" for r in _cells(card)]
+    rule = "|---" + "|---:" * len(card.chance) + "|"
+    reqs = ["| requirement | points | meaning |", "|---|---:|---|", *(f"| {n} | {v} | {m} |" for n, v, m in _requirements(card))]
+    return "\n".join([head, rule, *rows, "", *reqs])
+
+# %% ../nbs/06_probing.ipynb #8a44f973
 @dataclass
 class Scorecard:
     "Probe accuracies of an embedding and its slices, judged by R1, R2 and R3 (percentage points)"
@@ -387,9 +415,7 @@ class Scorecard:
         "Slices that no shared factor is matched to"
         return [r for r in self.accuracy if r != "r" and r not in self.match.values()]
 
-    def with_baseline(self,
-        card, # scorecard of a run without the regulariser
-    ) -> "Scorecard": # a copy
+    def with_baseline(self, card) -> "Scorecard": # `card` of a run without the regulariser
         "The same card with R3 measured against `card`"
         missing = [f for f in self.match if f not in card.accuracy["r"]]
         if missing: raise ValueError(f"the baseline card has no factor {missing}; it has {list(card.chance)}")
@@ -405,27 +431,16 @@ class Scorecard:
         return json.dumps(self.to_dict(), **{"indent": 1, **kw})
 
     @classmethod
-    def from_dict(cls,
-        d: dict, # what `to_dict` gave
-    ) -> "Scorecard":
+    def from_dict(cls, d: dict) -> "Scorecard": # `d` as `to_dict` gave it
         "The card that `to_dict` was called on"
         return cls(**d)
 
-    def __str__(self):
-        rows = _cells(self)
-        width = [max(map(len, c)) for c in zip(*rows)]
-        lines = ["  ".join([r[0].ljust(width[0]), *(c.rjust(w) for c, w in zip(r[1:], width[1:]))]) for r in rows]
-        return "\n".join([*lines, *(f"{n}  {v:>6}  {m}" for n, v, m in _requirements(self))])
-
+    def __str__(self): return _card_text(self)
     __repr__ = __str__
 
-    def _repr_markdown_(self):
-        head, *rows = ["| " + " | ".join(r) + " |" for r in _cells(self)]
-        rule = "|---" + "|---:" * len(self.chance) + "|"
-        card = ["| requirement | points | meaning |", "|---|---:|---|", *(f"| {n} | {v} | {m} |" for n, v, m in _requirements(self))]
-        return "\n".join([head, rule, *rows, "", *card])
+    def _repr_markdown_(self): return _card_markdown(self)
 
-# %% ../nbs/06_probing.ipynb #2607d8fd
+# %% ../nbs/06_probing.ipynb #60f85c44
 def card_from_accuracy(
     accuracy: dict, # as `probe_matrix` returns it
     chance: dict, # percent for each factor
@@ -443,13 +458,13 @@ def card_from_accuracy(
                      R2=_mean([d["whole_minus_best"] for d in detail.values()]), detail=detail, **kw)
     return card.with_baseline(baseline) if baseline is not None else card
 
-# %% ../nbs/06_probing.ipynb #297856cc
+# %% ../nbs/06_probing.ipynb #54fb0f9d
 def ideal_scorecard() -> Scorecard: # accuracies from the poster
     "The ideal result on the poster, as a card"
     accuracy = {"r": {"DC": 97.3, "BC": 64.5}, "r_0": {"DC": 97.3, "BC": 10.1}, "r_1": {"DC": 11.7, "BC": 64.5}}
     return card_from_accuracy(accuracy, {"DC": 10., "BC": 10.})
 
-# %% ../nbs/06_probing.ipynb #ca615f86
+# %% ../nbs/06_probing.ipynb #7480c558
 PROBES = {"linear": linear_probe, "mlp": mlp_probe, "knn": knn_probe}
 
 def scorecard(
@@ -468,7 +483,7 @@ def scorecard(
     chance = chance_levels(train[1], test[1], factor_names)
     return card_from_accuracy(accuracy, chance, shared, baseline, probe=probe, n_train=len(train[0]), n_test=len(test[0]))
 
-# %% ../nbs/06_probing.ipynb #c7743a23
+# %% ../nbs/06_probing.ipynb #595ba25f
 def show_scorecards(
     cards: dict, # title to `Scorecard`
     width: float = 2.4, # inches for each card
