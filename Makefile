@@ -20,8 +20,8 @@ $(INSTALLED): settings.ini setup.py .ci/constraints.txt
 	touch $@
 
 demo: $(INSTALLED) ## Train without a regulariser and with Hess on the embedded data, then compare (about 4 minutes)
-	$(BIN)/disentangle_run --data embedded --kinds DC-BC --reg none --out runs/demo/none
-	$(BIN)/disentangle_run --data embedded --kinds DC-BC --reg hess --out runs/demo/hess
+	$(BIN)/disentangle_run --data embedded --kinds DC-BC --steps 1000 --reg none --out runs/demo/none
+	$(BIN)/disentangle_run --data embedded --kinds DC-BC --steps 1000 --reg hess --lam 0.1 --out runs/demo/hess
 	$(BIN)/disentangle_report runs/demo/none runs/demo/hess --out runs/demo/report
 
 test: $(INSTALLED) ## Run every notebook and test, check that nothing is out of sync, build the site

@@ -445,7 +445,7 @@ def to_float(
         scale = 1 + augment.contrast * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
         shift = augment.shift * (2 * torch.rand(n, 3, 1, 1, generator=generator) - 1)
     a, b = scale * (4 / 255), 4 * shift - 2 * scale
-    return images.float().mul_(a.to(images.device)).add_(b.to(images.device))
+    return torch.addcmul(b.to(images.device), images.float(), a.to(images.device))
 
 # %% ../nbs/00_overlay.ipynb #44de0535
 @dataclass

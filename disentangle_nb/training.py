@@ -183,7 +183,7 @@ def restore(
     learn.history.steps, learn.history.epochs = state['steps'], state['epochs']
     _set_random_state(state['random'])
 
-# %% ../nbs/05_training.ipynb #f653f72d
+# %% ../nbs/05_training.ipynb #bdb18804
 def disentangle_learner(
     dls: DataLoaders, # of `pair_dls`
     model: nn.Module, # from images to `(n, D)` embeddings, e.g. `SlicedModel`
@@ -197,7 +197,7 @@ def disentangle_learner(
     cbs: list = () # more callbacks
 ) -> Learner: # train it with `train`, or with fastai's own `fit` methods
     "A fastai `Learner` for pairs"
-    opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99)))
+    opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99), fused=True))
     history = History(folder)
     cbs = [history, StopOnNaN(), *([ProbeEvery(probe, probe_every)] if probe else []), *([Checkpoint(folder)] if folder else []), *cbs]
     learn = Learner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs)
@@ -217,7 +217,7 @@ def train(
     with nullcontext() if progress else learn.no_bar():
         with nullcontext() if progress else learn.no_logging(): learn.fit(epochs, cbs=Schedule(learn.lr, steps))
 
-# %% ../nbs/05_training.ipynb #75fd51ce
+# %% ../nbs/05_training.ipynb #4d255226
 def step_overhead(
     bs: int = 256, # pairs in a batch
     rounds: int = 5, # how often the two alternate
@@ -231,10 +231,12 @@ def step_overhead(
     dls = pair_dls(load_source(), load_source(split='valid'), bs=bs, n_batches=steps, n_valid=0)
     learn = disentangle_learner(dls, SlicedModel(arch, bf16=True), DisentangleLoss())
     encoder, (x, *_) = learn.model.to(dls.device), dls.train.one_batch()
+    gradient = torch.randn_like(encoder(x))
     def alone():
+        encoder.train()
         for _ in range(steps):
             encoder.zero_grad()
-            encoder(x).sum().backward()
+            encoder(x).backward(gradient)
     def full(): learn.fit(1)
     def timed(f):
         start = time.perf_counter()
