@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACTORS', 'Grid', 'make_grid', 'ByClass', 'Source', 'compose', 'write_atomic', 'DamagedFile', 'save_checked',
            'load_checked', 'cached', 'load_source', 'seeded', 'sample', 'parse_kinds', 'is_fixed', 'draw_pairs',
-           'Augment', 'to_float', 'PairStream', 'PairLoader', 'show_images', 'show_pairs', 'pair_dls']
+           'Augment', 'to_float', 'PairStream', 'PairLoader', 'show_images', 'show_pairs', 'stream_dls', 'pair_dls']
 
 # %% ../nbs/00_overlay.ipynb #7da0f332
 import hashlib, io, os, warnings
@@ -468,6 +468,15 @@ class PairStream:
                 raise ValueError(f'class {self.source.classes[f][lonely[0]]!r} of {f} has one image only; a pair of the same class needs two')
         self.kind = torch.arange(self.bs) * len(self.kinds) // self.bs
 
+    @property
+    def classes(self): return self.source.classes
+
+    def to(self,
+           device # any torch device
+          ) -> 'PairStream':
+        "The same stream, its images kept on `device`"
+        return replace(self, source=self.source.to(device))
+
     def rows(self,
              b: int # number of the batch
             ) -> Tensor: # `(2*bs, 3)`, first views then second views
@@ -488,7 +497,7 @@ class PairStream:
 class PairLoader(DataLoader):
     "A stream as a fastai `DataLoader`: `n_batches` batches make an epoch"
     def __init__(self,
-                 stream: PairStream, # where batches come from
+                 stream, # a `PairStream`, or anything with `bs`, `batch(b)`, `to(device)`, `kinds` and `classes`
                  n_batches: int, # batches in an epoch
                  repeat: bool = False, # each epoch gives the same batches (for validation)
                  stop: int = None, # no batch from this number on; the last epoch may be shorter
@@ -516,7 +525,7 @@ class PairLoader(DataLoader):
            device # any torch device
           ) -> 'PairLoader':
         "The same loader, its images kept on `device`"
-        self.device, self.stream = torch.device(device), replace(self.stream, source=self.stream.source.to(device))
+        self.device, self.stream = torch.device(device), self.stream.to(device)
         return self
 
     def show_batch(self, b=None, max_n=6, show=True, **kwargs):
@@ -542,18 +551,32 @@ def show_images(
 
 def show_pairs(
     batch: tuple, # as `PairStream.batch` gives
-    stream: PairStream, # for the names of kinds and classes
+    stream, # for the names of kinds and classes
     max_n: int = 6 # pairs to draw, spread over the batch
 ):
     "Draw pairs, one a column"
     x, factors, kind = (t.cpu() for t in batch)
     some = torch.linspace(0, len(kind) - 1, min(max_n, len(kind))).long()
-    names = lambda row: ' · '.join(str(stream.source.classes[f][c]) for f, c in zip(FACTORS, row.tolist()))
+    names = lambda row: ' · '.join('?' if c < 0 else str(stream.classes[f][c]) for f, c in zip(FACTORS, row.tolist()))
     title = [f'{stream.kinds[k]}\n' for k in kind[some]] + [''] * len(some)
     both = torch.cat([some, some + len(kind)])
     show_images(x[both], [t + names(r) for t, r in zip(title, factors[both])], cols=len(some), size=1.6)
 
 # %% ../nbs/00_overlay.ipynb #db06ff55
+def stream_dls(
+    stream, # of the training part
+    held, # stream of the validation part
+    n_batches: int = 100, # batches in an epoch
+    n_valid: int = 4, # batches of the validation part
+    stop: int = None, # training ends before this batch
+    device = None # default: fastai's, CUDA where there is one
+) -> DataLoaders:
+    "fastai `DataLoaders` of two streams"
+    loaders = PairLoader(stream, n_batches, stop=stop, device=device), PairLoader(held, n_valid, repeat=True, device=device)
+    dls = DataLoaders(*(dl.to(dl.device or 'cpu') for dl in loaders), device=loaders[0].device)
+    dls.n_inp = 1
+    return dls
+
 def pair_dls(
     source: Source, # training part
     valid: Source, # validation part
@@ -568,9 +591,4 @@ def pair_dls(
     device = None # default: fastai's, CUDA where there is one
 ) -> DataLoaders:
     "fastai `DataLoaders` of pairs"
-    stream = PairStream(source, kinds, bs, seed, same, augment)
-    held = PairStream(valid, kinds, bs, seed, same)
-    loaders = PairLoader(stream, n_batches, stop=stop, device=device), PairLoader(held, n_valid, repeat=True, device=device)
-    dls = DataLoaders(*(dl.to(dl.device or 'cpu') for dl in loaders), device=loaders[0].device)
-    dls.n_inp = 1
-    return dls
+    return stream_dls(PairStream(source, kinds, bs, seed, same, augment), PairStream(valid, kinds, bs, seed, same), n_batches, n_valid, stop, device)

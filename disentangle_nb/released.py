@@ -8,15 +8,18 @@ __all__ = ['BLOCK', 'WIDTHS', 'READERS', 'SIZES', 'shard_name', 'byte_table', 'c
            'wire_fields', 'wire_field', 'read_floats', 'signed', 'read_ints', 'read_feature', 'parse_example',
            'packed_list', 'encode_example', 'decode_view', 'encode_view', 'fixed_factors', 'split_label', 'shard_path',
            'released_shards', 'one_value', 'decode_pair', 'encode_pair', 'numbered_records', 'released_pairs',
-           'write_released']
+           'write_released', 'ReleasedStream', 'released_stream']
 
 # %% ../nbs/08_released.ipynb #80de4c33
 import io, os, re, struct
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+from .overlay import Augment, parse_kinds, seeded, to_float
 
 # %% ../nbs/08_released.ipynb #ffafff11
 @lru_cache(1)
@@ -373,3 +376,46 @@ def write_released(
     for k in range(total):
         part = pairs[k*len(pairs)//total : (k+1)*len(pairs)//total]
         write_tfrecord(shard_path(folder, kind, split, k, total), (encode_pair(*pair) for pair in part))
+
+# %% ../nbs/08_released.ipynb #fec4fe8b
+@dataclass
+class ReleasedStream:
+    "Batches of released pairs; batch `b` depends on the seed and on `b` only"
+    x0: torch.Tensor # first views, `(n, 3, h, w)` uint8
+    x1: torch.Tensor # second views, `(n, 3, h, w)` uint8
+    factors: torch.Tensor # `(n, 3)` int64, -1 where unknown
+    kinds: list # the kind of the pairs, e.g. `['DC-BC']`
+    bs: int = 256 # pairs in a batch
+    seed: int = 0 # of the order and of the augmentation
+    augment: Augment = None # colour jitter; released pictures are not mirrored, since the digit is on them
+
+    def __post_init__(self):
+        if not 2 <= self.bs <= len(self.x0): raise ValueError(f'a batch must have 2 to {len(self.x0)} pairs, got bs={self.bs}')
+
+    @property
+    def classes(self): return {f: list(range(n)) for f, n in SIZES.items()}
+
+    def to(self,
+        device, # Any torch device
+    )->'ReleasedStream':
+        "The same stream, its pictures kept on `device`"
+        return replace(self, x0=self.x0.to(device), x1=self.x1.to(device))
+
+    def batch(self,
+        b:int, # Number of the batch
+    )->tuple: # As `PairStream.batch`: pictures `(2*bs, 3, h, w)` float32, factors `(2*bs, 3)`, kind `(bs,)`
+        "Pictures, factors and kinds of batch `b`"
+        i, factors = torch.randperm(len(self.x0), generator=seeded(self.seed, 0, b))[:self.bs], self.factors
+        x = torch.cat([x[i.to(x.device)] for x in (self.x0, self.x1)]).contiguous(memory_format=torch.channels_last)
+        return to_float(x, self.augment, seeded(self.seed, 1, b)), factors[i].repeat(2, 1), torch.zeros(self.bs, dtype=torch.long)
+
+def released_stream(
+    folder, # Folder of the shards
+    kind:str, # What the pairs share, such as `DC-BC`
+    split:str='train', # `train` or `test`
+    bs:int=256, # Pairs in a batch
+    seed:int=0, # Of the order and of the augmentation
+    augment:Augment=None, # Colour jitter
+)->ReleasedStream:
+    "The authors' released pairs of one kind as a stream of batches"
+    return ReleasedStream(*released_pairs(folder, kind, split), parse_kinds(kind), bs, seed, augment)
