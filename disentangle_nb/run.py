@@ -66,7 +66,7 @@ def train_stream(
     source # the training part
 ): # a stream of batches of pairs
     "Pairs composed from a source, or the authors' released ones"
-    kinds, bs, seed, augment = config['kinds'], config['bs'], config['seed'], Augment(flip=config['flip'])
+    kinds, bs, seed, augment = config['kinds'], config['bs'], config['seed'], Augment(config['contrast'], config['shift'], config['flip'])
     if not config['released']: return PairStream(source, kinds, bs, seed, config['same'], augment)
     if len(kinds) > 1: raise ValueError(f'released pairs are of one kind a run, got {kinds}')
     return released_stream(config['released'], kinds[0], 'train', bs, seed, augment)
@@ -159,6 +159,8 @@ def disentangle_run(
     size: int = 64, # Side of the image, pixels
     crop: str = 'centre', # Crop of the photograph in training: centre or random
     flip: bool = False, # Mirror the photograph half of the time
+    contrast: float = 0.2, # Contrast factor of an image is drawn from 1 +- this
+    shift: float = 0.1, # Shift of a channel is drawn from +- this share of the range
     precision: str = 'auto', # bf16, fp32, or auto
     seed: int = 0, # Of the weights, the pairs and the augmentation
     epoch: int = 100, # Steps from checkpoint to checkpoint
