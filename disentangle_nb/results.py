@@ -108,7 +108,7 @@ class Run:
     @property
     def title(self):
         reg, lam = self.config['reg'], self.config['lam']
-        base = '' if self.config['base'] == 'sub' else 'whole, '
+        base = '' if self.config['base'] == 'sub' else self.config['base'] + ', '
         return base + (reg if reg == 'none' else f'{reg}, λ={lam:g}')
 
     @cached_property

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from fastcore.script import Param, call_parse
 
-from .losses import REGULARIZERS, DisentangleLoss, make_reg
+from .losses import BASES, REGULARIZERS, DisentangleLoss, make_reg, routes_of
 from .model import SlicedModel
 from .overlay import Augment, PairStream, load_source, parse_kinds, stream_dls
 from .released import released_stream
@@ -82,9 +82,10 @@ def make_learner(
     dls = stream_dls(train_stream(c, sources['train']), PairStream(sources['valid'], c['kinds'], c['bs'], c['seed'], c['same']), c['epoch'], n_valid=2)
     model = SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], not c['no_final_norm'], c['size'], c['bf16'])
     reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
-    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'])
-    names = [f'r {f}' for f in shared_factors(c['kinds'])]
-    return disentangle_learner(dls, model, loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'], names)
+    shared, routes = shared_factors(c['kinds']), {}
+    if c['base'] == 'routed': routes = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
+    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], **routes)
+    return disentangle_learner(dls, model, loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'], [f'r {f}' for f in shared])
 
 # %% ../nbs/09_run.ipynb #48704b55
 def check_folder(
@@ -145,7 +146,7 @@ def disentangle_run(
     reg: str = 'none', # Regulariser; see disentangle_nb.losses.REGULARIZERS
     lam: float = 1.0, # Weight of the regulariser
     warmup: int = 0, # Steps over which the weight ramps up
-    base: str = 'sub', # Contrastive loss: sub (of each slice, summed) or whole (of the whole embedding)
+    base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of each slice on the kinds that fix its factor) or mixture
     steps: int = 900, # Training steps
     bs: int = 128, # Pairs in a batch
     lr: float = 3e-3, # Highest learning rate of the cycle
@@ -175,7 +176,8 @@ def disentangle_run(
     if threads: torch.set_num_threads(threads)
     def main():
         if steps < 1 or epoch < 1 or seed < 0: raise ValueError('steps and epoch must be 1 or more, seed 0 or more')
-        if reg not in REGULARIZERS: raise ValueError(f'unknown regulariser {reg!r}: choose one of {", ".join(REGULARIZERS)}')
+        for name, value, known in (('regulariser', reg, REGULARIZERS), ('contrastive loss', base, BASES)):
+            if value not in known: raise ValueError(f'unknown {name} {value!r}: choose one of {", ".join(known)}')
         config = options | {'kinds': parse_kinds(kinds), 'slices': parse_slices(slices), 'bf16': use_bf16(precision)}
         return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
     print(fail_plainly(main))
