@@ -125,7 +125,7 @@ def findings_table(
         if not j['parts']: rows.append(f'| {n} | {j["sentence"]} | | | | {len(j["seeds"])} | undecided |')
     return '\n'.join(rows)
 
-# %% ../nbs/20_findings.ipynb #1a28084b
+# %% ../nbs/20_findings.ipynb #1ddb877b
 def method_row(
     records: list, # of a study
     name: str # of a method
@@ -140,12 +140,13 @@ def method_row(
     return [name, '' if lam is None else f'{lam:g}', str(len(cards)), *map(number, cells), f'{np.mean([r["seconds"] for r in runs]):.0f}']
 
 def methods_table(
-    records: list # of a study whose pairs share DC and BC
+    records: list, # of a study in which DC and BC are judged
+    names: list = None # of methods; default: all
 ) -> str: # Markdown
-    "Every method at its chosen weight, below the poster's ideal"
+    "Methods at their chosen weights, below the poster's ideal"
     head = ['method', 'λ', 'seeds', 'r: DC', 'r: BC', 'DC slice: DC', 'DC slice: BC', 'BC slice: DC', 'BC slice: BC', 'R1', 'R2', 'R3', 'distance', 'seconds']
     ideal = ['*ideal*', '', '', '97.3', '64.5', '97.3', '10.1', '11.7', '64.5', '0.9', '0.0', '0.0', '0.9', '']
-    names = sorted({r['method'] for r in records}, key=lambda m: (m != 'none', m))
+    names = names or sorted({r['method'] for r in records}, key=lambda m: (m != 'none', m))
     rows = [head, ['---'] + ['---:'] * (len(head) - 1), ideal, *(method_row(records, m) for m in names)]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
 
