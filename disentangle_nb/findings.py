@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FINDINGS', 'chosen_lam', 'cards_of', 'bootstrap_interval', 'verdict', 'mean', 'whole', 'r1', 'r2', 'r3', 'spread',
-           'judge_finding', 'findings_table', 'method_row', 'methods_table', 'plot_tradeoff', 'slices_table',
-           'plot_learning']
+           'judge_finding', 'findings_table', 'method_row', 'methods_table', 'plot_tradeoff', 'others_table',
+           'slices_table', 'plot_learning']
 
 # %% ../nbs/20_findings.ipynb #4df3c562
 import json
@@ -170,6 +170,20 @@ def plot_tradeoff(
     ax.set(xlabel='R3: lost on the whole, points', ylabel='R1: leakage above chance, points')
     ax.legend(fontsize=8)
     return ax
+
+# %% ../nbs/20_findings.ipynb #949727e1
+def others_table(
+    records: list # of a study
+) -> str: # Markdown
+    "Runs on other pairs, each with the accuracies of its shared factors"
+    head = ['pairs', 'method', 'λ', 'seed', 'r', 'slices', 'R1', 'R2', 'R3']
+    rows = []
+    for r in records:
+        card = card_of(r, records)
+        read = lambda s: ', '.join(f'{f} {card.accuracy[s][f]:.1f}' for f in card.match)
+        rows.append([f'{"-".join(r["kinds"])}, same {r["config"]["same"]}', r['method'], '' if r['reg'] == 'none' else f'{r["lam"]:g}', str(r['seed']), read('r'),
+                     ' / '.join(read(s) for s in card.accuracy if s != 'r'), *(f'{v:.1f}' for v in (card.R1, card.R2, card.R3))])
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [head, ['---'] * 3 + ['---:'] * 6, *sorted(rows)])
 
 # %% ../nbs/20_findings.ipynb #4cf6a70b
 def slices_table(
