@@ -7,7 +7,7 @@ __all__ = ['OPTIONS', 'expand', 'method', 'run_name', 'between_slices', 'record'
            'find_record', 'distance', 'baseline', 'card_of', 'best_lam', 'arguments', 'run_one', 'make_executor',
            'waves', 'pending', 'run_study', 'disentangle_study']
 
-# %% ../nbs/19_study.ipynb #bd60a096
+# %% ../nbs/19_study.ipynb #208cee95
 import inspect, json, shutil, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import combinations, groupby, product
@@ -20,7 +20,7 @@ from torch import as_tensor, cosine_similarity
 from .dependence import cka
 from .overlay import write_atomic
 from .probing import Scorecard
-from .results import Run, run_title
+from .results import Run, judge, run_title, shared_factors
 from .run import disentangle_run, fail_plainly
 
 # %% ../nbs/19_study.ipynb #1142bf96
@@ -71,7 +71,7 @@ def between_slices(
     unit = lambda a: a / a.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return {'cka': mean([cka(unit(a), unit(b), 'rbf') for a, b in pairs]), **cosine}
 
-# %% ../nbs/19_study.ipynb #0747260a
+# %% ../nbs/19_study.ipynb #6b3322c4
 def record(
     run: Run, # finished
     options: dict # that the study gave it
@@ -84,7 +84,8 @@ def record(
     return json.loads(json.dumps({
         'method': method(options), 'data': config['data'], 'kinds': config['kinds'], 'reg': config['reg'], 'lam': config['lam'], 'seed': config['seed'],
         'options': options, 'config': config, 'seconds': config['seconds'], 'hardware': config['hardware'], 'versions': config['versions'],
-        'between_slices': between_slices(run.parts['valid'][0], run.slices), 'loss_parts': parts, 'probes': probes, 'scorecard': run.card.to_dict(), 'validation': run.valid_card.to_dict()}))
+        'between_slices': between_slices(run.parts['valid'][0], run.slices), 'loss_parts': parts, 'probes': probes, 'scorecard': run.card.to_dict(), 'validation': run.valid_card.to_dict(),
+        'scorecard_mlp': judge(run.parts, config['slices'], shared_factors(config['kinds']), 'mlp')[0].to_dict()}))
 
 def read_records(
     path: Path # of a `.jsonl` file
@@ -120,7 +121,7 @@ def find_record(
     "The record of the run with these options"
     return next((r for r in records if r['options'] == options), None)
 
-# %% ../nbs/19_study.ipynb #9d8ba922
+# %% ../nbs/19_study.ipynb #c65c9b99
 def distance(
     card: Scorecard # with R3
 ) -> float: # points, 0 is ideal
@@ -140,7 +141,7 @@ def baseline(
 def card_of(
     record: dict, # of a run
     records: list, # of its study
-    part: str = 'scorecard' # or `validation`
+    part: str = 'scorecard' # or `validation`, `scorecard_mlp`
 ) -> Scorecard: # with R3
     "The scorecard in a record, R3 against the run without a regulariser"
     return Scorecard.from_dict(record[part]).with_baseline(Scorecard.from_dict(baseline(records, record['options'])[part]))
