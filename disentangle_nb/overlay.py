@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 # %% ../nbs/00_overlay.ipynb #c835e55d
 FACTORS = ('DC', 'DL', 'BC')
 
-# %% ../nbs/00_overlay.ipynb #2db5cb7a
+# %% ../nbs/00_overlay.ipynb #77f920ad
 def _starts(size, item, n):
     if n * item <= size: return tuple(int((size / n - item) / 2 + i * size / n) for i in range(n))
     return tuple(round(i * (size - item) / (n - 1)) for i in range(n))
@@ -37,16 +37,14 @@ class Grid:
 
     def __len__(self): return len(self.tops) * len(self.lefts)
 
-    def pixels(self,
-               size: int, # side of the image, pixels
-               item: int # side of the digit, pixels
-              ) -> Tensor: # `(locations, item*item)` flat pixel numbers in the image
-        "Which pixels of the image a digit at each location covers"
+    def windows(self,
+                size: int, # side of the image, pixels
+                item: int # side of the digit, pixels
+               ) -> list: # of two slices each, of the image's rows and columns
+        "The part of the image that a digit covers, for each location"
         if max(self.tops + self.lefts) + item > size or min(self.tops + self.lefts) < 0:
             raise ValueError(f'a {item}-pixel digit at {self} does not fit an image of {size} pixels; use make_grid')
-        square = torch.arange(item)[:, None] * size + torch.arange(item)
-        corner = torch.tensor([t * size + l for t in self.tops for l in self.lefts])
-        return corner[:, None] + square.reshape(-1)
+        return [(slice(t, t + item), slice(l, l + item)) for t in self.tops for l in self.lefts]
 
 # %% ../nbs/00_overlay.ipynb #84c6acfc
 def make_grid(
@@ -99,7 +97,7 @@ def _check_images(name, images, labels, ndim, n_classes):
     if present[0] < 0 or present[-1] >= n_classes:
         raise ValueError(f'{name}: labels must lie in 0..{n_classes - 1}, got {present[0]}..{present[-1]}')
 
-# %% ../nbs/00_overlay.ipynb #f0463600
+# %% ../nbs/00_overlay.ipynb #cbd610e0
 @dataclass
 class Source:
     "uint8 digits and photographs with their labels; composes digit-on-photograph images in batches"
@@ -119,7 +117,7 @@ class Source:
         if self.crop not in ('centre', 'random'): raise ValueError(f"crop must be 'centre' or 'random', got {self.crop!r}")
         if min(self.photos.shape[1:3]) < self.size:
             raise ValueError(f'photographs of {tuple(self.photos.shape[1:3])} pixels are smaller than the image size {self.size}')
-        self.pixels = self.grid.pixels(self.size, self.digits.shape[-1]).to(self.device)
+        self.windows = self.grid.windows(self.size, self.digits.shape[-1])
         self.groups = [ByClass(l.cpu()) for l in (self.digit_labels, torch.arange(len(self.grid)), self.photo_labels)]
 
     @property
@@ -145,11 +143,11 @@ class Source:
         "Classes of the images that `rows` describe"
         return torch.stack([g.labels[r] for g, r in zip(self.groups, rows.T)], 1)
 
-# %% ../nbs/00_overlay.ipynb #dcfe306f
+# %% ../nbs/00_overlay.ipynb #6c451543
 def _crop(photos, i, size, corner):
     if corner is None:
         t, l = ((s - size) // 2 for s in photos.shape[1:3])
-        return photos[:, t:t+size, l:l+size][i]
+        return photos[:, t:t+size, l:l+size].index_select(0, i)
     windows = photos.unfold(1, size, 1).unfold(2, size, 1).permute(0, 1, 2, 4, 5, 3)
     return windows[i, corner[:, 0], corner[:, 1]]
 
@@ -160,13 +158,19 @@ def compose(
     flip: Tensor = None # `(N,)` bool, mirror the photograph
 ) -> Tensor: # `(N, 3, size, size)` uint8, channels-last in memory
     "Digits pasted on photographs by element-wise maximum"
-    rows, corner, flip = (t if t is None else t.to(source.device) for t in (rows, corner, flip))
-    digit, place, photo = rows.unbind(1)
-    image = _crop(source.photos, photo, source.size, corner)
-    if flip is not None: image = torch.where(flip[:, None, None, None], image.flip(2), image)
-    canvas = torch.zeros(len(rows), source.size**2, dtype=torch.uint8, device=source.device)
-    canvas.scatter_(1, source.pixels[place], source.digits[digit].flatten(1))
-    return torch.maximum(image, canvas.view(-1, source.size, source.size, 1)).permute(0, 3, 1, 2)
+    order = rows[:, 1].argsort(stable=True)
+    ends = rows[:, 1].bincount(minlength=len(source.grid)).cumsum(0).tolist()
+    local = lambda t: None if t is None else t[order].to(source.device)
+    digit, _, photo = local(rows).unbind(1)
+    image = _crop(source.photos, photo, source.size, local(corner))
+    if flip is not None:
+        mirror = flip[order].nonzero()[:, 0].to(source.device)
+        image.index_copy_(0, mirror, image.index_select(0, mirror).flip(2))
+    digits = source.digits.index_select(0, digit)[..., None].expand(-1, -1, -1, 3).contiguous()
+    for (y, x), a, b in zip(source.windows, [0, *ends], ends):
+        window = image[a:b, y, x]
+        torch.maximum(window, digits[a:b], out=window)
+    return image.index_select(0, order.argsort().to(source.device)).permute(0, 3, 1, 2)
 
 # %% ../nbs/00_overlay.ipynb #8af0dc06
 def _flush_folder(folder):
@@ -467,7 +471,7 @@ def draw_pairs(
     columns = zip(source.groups, is_fixed(kind), first.T, u.T)
     return first, torch.stack([partner(*column) for column in columns], 1)
 
-# %% ../nbs/00_overlay.ipynb #3febb612
+# %% ../nbs/00_overlay.ipynb #886f050f
 @dataclass(frozen=True)
 class Augment:
     "Light augmentation of composed images; zero switches a part off"
@@ -479,14 +483,16 @@ def to_float(
     images: Tensor, # `(n, 3, h, w)` uint8
     augment: Augment = None, # colour jitter; none if not given
     generator: torch.Generator = None # CPU generator for the jitter
-) -> Tensor: # `(n, 3, h, w)` float32, 0 is mid-grey, about -2..2
+) -> Tensor: # `(n, 3, h, w)` float32, channels-last in memory, 0 is mid-grey, about -2..2
     "Images as an encoder takes them"
-    n, scale, shift = len(images), torch.ones(len(images), 1, 1, 1), torch.zeros(len(images), 3, 1, 1)
+    n, c, _, w = images.shape
+    scale, shift = torch.ones(n, 1, 1), torch.zeros(n, 1, c)
     if augment:
-        scale = 1 + augment.contrast * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
-        shift = augment.shift * (2 * torch.rand(n, 3, 1, 1, generator=generator) - 1)
-    a, b = scale * (4 / 255), 4 * shift - 2 * scale
-    return torch.addcmul(b.to(images.device), images.float(), a.to(images.device))
+        scale = 1 + augment.contrast * (2 * torch.rand(n, 1, 1, generator=generator) - 1)
+        shift = augment.shift * (2 * torch.rand(n, 1, c, generator=generator) - 1)
+    a, b = (t.to(images.device) for t in (scale * (4 / 255), (4 * shift - 2 * scale).repeat(1, 1, w)))
+    x = images.permute(0, 2, 3, 1).flatten(2).float()
+    return torch.addcmul(b, x, a, out=x).unflatten(2, (w, c)).permute(0, 3, 1, 2)
 
 # %% ../nbs/00_overlay.ipynb #44de0535
 @dataclass
