@@ -273,12 +273,14 @@ def test_second_run_is_refused_until_the_first_is_dead(tmp_path):
 class Scaled(Callback):
     order = 10
     def before_fit(self): self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=64.)
+    def before_backward(self): self.learn.loss_grad = self.scaler.scale(self.loss_grad)
     def after_step(self): self.scaler.update(self.scaler.get_scale() * 2)
 
 
 def test_scaler_goes_on(tmp_path):
     train(first := tiny_learner(tmp_path, cbs=[Scaled()]), 3, progress=False)
-    assert last_state(tmp_path)['scaler']['scale'] == first.scaler.get_scale() > 64
-    restore(second := tiny_learner(None, cbs=[Scaled()]), last_state(tmp_path))
+    state = last_state(tmp_path)
+    assert state['scaler']['scale'] == first.scaler.get_scale() == 64 * 2**3
+    restore(second := tiny_learner(None, cbs=[Scaled()]), state)
     train(second, 3, progress=False)
-    assert second.scaler.get_scale() == first.scaler.get_scale()
+    assert second.scaler.get_scale() == 64 * 2**3
