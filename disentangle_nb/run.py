@@ -6,7 +6,7 @@
 __all__ = ['hardware', 'versions', 'use_bf16', 'parse_slices', 'load_sources', 'train_stream', 'make_learner', 'check_folder',
            'run', 'fail_plainly', 'disentangle_run', 'disentangle_report']
 
-# %% ../nbs/09_run.ipynb #80b51dfd
+# %% ../nbs/09_run.ipynb #2b8f79e9
 import json, os, platform, sys, time
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +16,10 @@ from fastcore.script import Param, call_parse
 
 from .losses import BASES, REGULARIZERS, DisentangleLoss, make_reg, routes_of
 from .model import SlicedModel
-from .overlay import Augment, PairStream, load_source, parse_kinds, stream_dls
+from .overlay import Augment, PairStream, load_source, only_writer, parse_kinds, stream_dls
 from .released import released_stream
 from .results import Run, _save, embed_parts, judge, plot_run, shared_factors, validation_probe, write_json, write_report, write_run
-from .training import disentangle_learner, last_state, restore, train
+from .training import Interrupted, check_options, disentangle_learner, last_state, restore, train
 
 # %% ../nbs/09_run.ipynb #e95049a2
 def hardware() -> str: # e.g. `Intel(R) Xeon(R) ..., 2 threads`
@@ -44,7 +44,7 @@ def use_bf16(
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported()
     return bool(getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)())
 
-# %% ../nbs/09_run.ipynb #e7695960
+# %% ../nbs/09_run.ipynb #87ff0426
 def parse_slices(
     slices: str # `'2'`, or widths `'16,48'`
 ): # int or list of int
@@ -85,9 +85,10 @@ def make_learner(
     shared, routes = shared_factors(c['kinds']), {}
     if c['base'] == 'routed': routes = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
     loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], **routes)
-    return disentangle_learner(dls, model, loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'], [f'r {f}' for f in shared])
+    return disentangle_learner(dls, model, loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'],
+                               [f'r {f}' for f in shared], config=c)
 
-# %% ../nbs/09_run.ipynb #48704b55
+# %% ../nbs/09_run.ipynb #1b334358
 def check_folder(
     folder: Path, # of the run
     config: dict, # options
@@ -95,11 +96,11 @@ def check_folder(
 ):
     "Check that the folder is free, or holds a run of the same options"
     path = Path(folder)/'config.json'
-    if not path.exists(): return
+    if not path.exists() and not any(Path(folder).glob('checkpoint-*.pt')): return
     if not resume: raise ValueError(f'{folder} already holds a run; add --resume to go on with it, or choose another --out')
-    old = json.loads(path.read_text())
-    differ = {k: (old.get(k), v) for k, v in config.items() if k != 'hardware' and k != 'versions' and old.get(k) != v}
-    if differ: raise ValueError(f'{folder} holds a run of other options: ' + ', '.join(f'{k} was {a!r}, now {b!r}' for k, (a, b) in differ.items()))
+    try: old = json.loads(path.read_text()) if path.exists() else config
+    except ValueError as e: raise ValueError(f'{path} is damaged ({e}); remove it to go by the options in the checkpoints') from e
+    check_options(old, config, folder)
 
 def run(
     config: dict, # options of `disentangle_run`
@@ -113,25 +114,30 @@ def run(
     if (folder/'scorecard.json').exists(): return Run(folder)
     sources = load_sources(config)
     learn = make_learner(config, sources, folder)
-    write_json(folder/'config.json', config)
-    if state := last_state(folder): restore(learn, state)
-    train(learn, config['steps'], progress)
-    parts = embed_parts(learn.model, sources)
-    cards = judge(parts, config['slices'], shared_factors(config['kinds']))
-    seconds = round(sum(e['seconds'] for e in learn.history.epochs), 1)
-    write_run(folder, config | {'seconds': seconds}, learn.model, parts, cards)
-    _save(plot_run(Run(folder)), folder/'figure.png')
+    with only_writer(folder):
+        check_folder(folder, config, resume)
+        write_json(folder/'config.json', config)
+        if state := last_state(folder): restore(learn, state)
+        train(learn, config['steps'], progress)
+        parts = embed_parts(learn.model, sources)
+        cards = judge(parts, config['slices'], shared_factors(config['kinds']))
+        seconds = round(sum(e['seconds'] for e in learn.history.epochs), 1)
+        write_run(folder, config | {'seconds': seconds}, learn.model, parts, cards)
+        _save(plot_run(Run(folder)), folder/'figure.png')
     return Run(folder)
 
-# %% ../nbs/09_run.ipynb #0df1c5df
+# %% ../nbs/09_run.ipynb #e466a898
 def fail_plainly(
     f # a function
 ):
-    "Its result; a wrong option or a missing file ends the program with one line and exit code 2"
+    "Its result; a wrong option or a bad file ends the program with one line and exit code 2, a signal with 130 or 143"
     try: return f()
-    except (ValueError, FileNotFoundError, FloatingPointError) as e:
+    except (ValueError, OSError, FloatingPointError) as e:
         print(f'error: {e}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as e:
+        print(e if isinstance(e, Interrupted) else 'interrupted', file=sys.stderr)
+        sys.exit(getattr(e, 'code', 130))
 
 @call_parse
 def disentangle_run(
