@@ -557,7 +557,7 @@ def show_pairs(
     "Draw pairs, one a column"
     x, factors, kind = (t.cpu() for t in batch)
     some = torch.linspace(0, len(kind) - 1, min(max_n, len(kind))).long()
-    names = lambda row: ' · '.join('?' if c < 0 else str(stream.classes[f][c]) for f, c in zip(FACTORS, row.tolist()))
+    names = lambda row: ' · '.join('?' if c < 0 else str(stream.classes[f][c]) for f, c in zip(stream.classes, row.tolist()))
     title = [f'{stream.kinds[k]}\n' for k in kind[some]] + [''] * len(some)
     both = torch.cat([some, some + len(kind)])
     show_images(x[both], [t + names(r) for t, r in zip(title, factors[both])], cols=len(some), size=1.6)
