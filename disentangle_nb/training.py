@@ -108,7 +108,7 @@ class StopOnNaN(Callback):
 
     def after_train(self): self.check()
 
-# %% ../nbs/05_training.ipynb #e534b8f9
+# %% ../nbs/05_training.ipynb #150fde44
 class ProbeEvery(Callback):
     "Call `probe(model)` every few epochs, and after the last"
     order = 40
@@ -127,9 +127,9 @@ class ProbeEvery(Callback):
 def probe_metrics(
     learn_probed, # function without arguments that gives the last probed dict
     names: list # of numbers to show
-) -> list: # fastai metrics
+) -> list: # fastai metrics, NaN after an epoch without a probe
     "Columns of fastai's table for probed numbers"
-    return [ValueMetric(partial(lambda name: learn_probed().get(name), name), name) for name in names]
+    return [ValueMetric(partial(lambda name: learn_probed().get(name, float('nan')), name), name) for name in names]
 
 # %% ../nbs/05_training.ipynb #d40a27b0
 def _random_state():
