@@ -95,7 +95,7 @@ def model_card(
                         table=results_table([run]), command=command(run), versions=', '.join(f'{k} {v}' for k, v in c['versions'].items()),
                         safetensors='; `model.safetensors` holds the same' if find_spec('safetensors') else '')
 
-# %% ../nbs/16_sharing.ipynb #24fcac4c
+# %% ../nbs/16_sharing.ipynb #157187b1
 def write_embeddings(
     path: str | Path, # ends in `.npz` or `.parquet`
     z: np.ndarray, # `(n, D)` embeddings
@@ -111,12 +111,12 @@ def write_embeddings(
     write_atomic(path, buffer.getvalue())
 
 def _frame(z, factors, names, slices):
-    try: import pandas as pd, pyarrow  # noqa: F401
+    try: import pandas as pd, pyarrow  # noqa: F401 # pyright: ignore[reportMissingImports]
     except ImportError as e: raise ImportError('Parquet files need pandas and pyarrow: pip install pandas pyarrow, or write an .npz file') from e
     columns = {f'r_{k}_{i}': z[:, s.start + i] for k, s in enumerate(slices) for i in range(s.stop - s.start)}
     return pd.DataFrame(columns | {f: factors[:, j] for j, f in enumerate(names)})
 
-# %% ../nbs/16_sharing.ipynb #db4e2949
+# %% ../nbs/16_sharing.ipynb #442fe7d7
 def save_hub(
     run: Run, # finished
     folder: str | Path # new, or one that may be overwritten
@@ -127,7 +127,7 @@ def save_hub(
     for name in ('weights.pt', 'embeddings.npz', 'scorecard.json'): write_atomic(folder/name, (run.folder/name).read_bytes())
     write_json(folder/'config.json', without_folders(run.config))
     if find_spec('safetensors'):
-        from safetensors.torch import save
+        from safetensors.torch import save # pyright: ignore[reportMissingImports]
         write_atomic(folder/'model.safetensors', save({k: v.contiguous() for k, v in weights.items()}))
     if find_spec('pyarrow') and find_spec('pandas'):
         write_embeddings(folder/'embeddings.parquet', *run.parts['test'], list(run.card.chance), run.slices)
@@ -152,7 +152,7 @@ def load_model(
     model.load_state_dict(torch.load(folder/'weights.pt', weights_only=True, map_location='cpu'))
     return model.eval()
 
-# %% ../nbs/16_sharing.ipynb #e2790814
+# %% ../nbs/16_sharing.ipynb #cfeea32b
 @call_parse
 def disentangle_share(
     folder: str, # Run folder
@@ -160,7 +160,7 @@ def disentangle_share(
 ):
     "Write the model card of a run, or a folder for a model hub"
     def main():
-        run = Run(folder)
+        run = Run(Path(folder))
         if out: return f'{save_hub(run, out)}: ' + ', '.join(sorted(p.name for p in Path(out).iterdir()))
         write_atomic(run.folder/'README.md', model_card(run).encode())
         return f'{run.folder/"README.md"}'

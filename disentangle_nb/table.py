@@ -129,14 +129,15 @@ def parse_shared(
     if len(set(names)) != len(names) or not names: raise ValueError(f'kinds must be one or more different names, got {kinds!r}')
     return names
 
-# %% ../nbs/15_table.ipynb #579709d5
+# %% ../nbs/15_table.ipynb #200eb670
 def shared_groups(
     table: Table, # images and labels
     kind: str # e.g. `'shape-colour'`
 ) -> ByClass: # a class for each combination of the shared classes
     "Images by their classes of the factors that a kind of pair shares"
     columns = [j for j, f in enumerate(table.classes) if f in kind.split('-')]
-    combinations, group = table.labels[:, columns].unique(dim=0, return_inverse=True) if columns else (None, torch.zeros(len(table), dtype=torch.long))
+    shared = table.labels[:, columns] if columns else torch.zeros(len(table), 1, dtype=torch.long)
+    combinations, group = shared.unique(dim=0, return_inverse=True)
     found = ByClass(group)
     if lonely := (found.count == 1).nonzero()[:, 0].tolist():
         names = list(table.classes)
