@@ -207,9 +207,12 @@ class NoPairLoaders(DataLoaders):
 
     def new_empty(self): return self
 
-# %% ../nbs/05_training.ipynb #ad98d2d4
+# %% ../nbs/05_training.ipynb #b8facca7
 class PairLearner(Learner):
     "A fastai `Learner` on streams of pairs"
+    model: nn.Module
+    dls: DataLoaders
+
     def without(self,
                 *kinds: type # of callbacks
                ): # a context
@@ -254,18 +257,18 @@ class PairLearner(Learner):
             with self.without(ProbeEvery): super().export(fname, **kwargs)
         finally: self.dls = dls
 
-# %% ../nbs/05_training.ipynb #df5da9ca
+# %% ../nbs/05_training.ipynb #90e4498a
 def disentangle_learner(
     dls: DataLoaders, # of `pair_dls`
     model: nn.Module, # from images to `(n, D)` embeddings, e.g. `SlicedModel`
     loss: nn.Module, # called with `(z0, z1)`, e.g. `DisentangleLoss`
     lr: float = 3e-3, # highest learning rate
     wd: float = 1e-4, # weight decay
-    folder: Path = None, # where the CSV files and checkpoints go; nothing is written if not given
+    folder: str | Path | None = None, # where the CSV files and checkpoints go; nothing is written if not given
     probe = None, # function from the model to a dict of names and numbers
     probe_every: int = 1, # epochs from probe to probe
-    probe_names: list = (), # of probed numbers that stand in fastai's table
-    cbs: list = () # more callbacks
+    probe_names: list | tuple = (), # of probed numbers that stand in fastai's table
+    cbs: list | tuple = () # more callbacks
 ) -> PairLearner: # train it with `train`, or with fastai's own `fit` methods
     "A fastai `Learner` for pairs"
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99), fused=True))
