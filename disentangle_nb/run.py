@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'hardware', 'versions', 'use_bf16', 'parse_slices', 'load_sources', 'train_stream', 'make_learner',
-           'check_folder', 'run', 'fail_plainly', 'check_least', 'disentangle_run', 'disentangle_report']
+           'check_folder', 'run', 'check_least', 'fail_plainly', 'disentangle_run', 'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #80b51dfd
 import json, os, platform, sys, time
@@ -122,16 +122,7 @@ def run(
     _save(plot_run(Run(folder)), folder/'figure.png')
     return Run(folder)
 
-# %% ../nbs/09_run.ipynb #6f90baf8
-def fail_plainly(
-    f # a function
-):
-    "Its result; a wrong option or a missing file ends the program with one line and exit code 2"
-    try: return f()
-    except (ValueError, FileNotFoundError, FloatingPointError) as e:
-        print(f'error: {e}', file=sys.stderr)
-        sys.exit(2)
-
+# %% ../nbs/09_run.ipynb #29527d2b
 LEAST = dict(steps=1, bs=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, threads=0, seed=0) # smallest values
 
 def check_least(
@@ -140,6 +131,16 @@ def check_least(
     "Check that whole numbers are not too small"
     for k, least in LEAST.items():
         if options[k] < least: raise ValueError(f'{k} must be {least} or more, got {options[k]}')
+
+# %% ../nbs/09_run.ipynb #f116404f
+def fail_plainly(
+    f # a function
+):
+    "Its result; a wrong option or a missing file ends the program with one line and exit code 2"
+    try: return f()
+    except (ValueError, FileNotFoundError, FloatingPointError) as e:
+        print(f'error: {e}', file=sys.stderr)
+        sys.exit(2)
 
 @call_parse
 def disentangle_run(
