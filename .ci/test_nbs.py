@@ -1,5 +1,5 @@
 "Run every notebook as a test and count those that passed: `python .ci/test_nbs.py`"
-import os, re, subprocess, sys, time
+import os, re, shutil, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
 from fastcore.script import call_parse
@@ -13,7 +13,7 @@ def count_passed(text):
 
 def test_notebook(path):
     "Output of `nbdev_test` on one notebook, in a process and with a torch thread of its own"
-    command = [os.path.join(os.path.dirname(sys.executable), 'nbdev_test'), '--path', str(path), '--n_workers', '0', '--timing']
+    command = [shutil.which('nbdev_test', path=os.path.dirname(sys.executable)), '--path', str(path), '--n_workers', '0', '--timing']
     env = {'OMP_NUM_THREADS': '1', **os.environ}
     run = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(run.stdout, end='', flush=True)

@@ -10,9 +10,10 @@ __all__ = ['ORDER', 'MetricsCard', 'metrics_card', 'Comparison', 'compare', 'loa
            'explicitness_area', 'explicitness_auc', 'mig', 'top_gap', 'modularity', 'infom', 'infoc', 'med',
            'top_k_med', 'half_samples', 'half_sample_interval']
 
-# %% ../nbs/12_metrics.ipynb #3a35b22c
+# %% ../nbs/12_metrics.ipynb #de4f2c64
 import json
 import time
+import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -418,11 +419,12 @@ def compare(
             rows[f"{metric}/{column}"] = {k: _clean(dict(mean=s.mean(), sd=sd(s))) | (_paired(s, v[baseline], level) if k != baseline else dict(diff=None, low=None, high=None)) for k, s in v.items()}
     return Comparison(baseline, sizes[baseline], rows)
 
-# %% ../nbs/12_metrics.ipynb #c096d625
+# %% ../nbs/12_metrics.ipynb #5789c895
 def load_embeddings(
     path, # of an `.npz` file
 ) -> dict: # `embeddings`, `factors`, `test` and `names`, as `metrics_card` takes them
     "Read embeddings and factors from a file"
+    if not zipfile.is_zipfile(path): raise ValueError(f"{path} is missing, or no .npz file as np.savez writes it")
     with np.load(path, allow_pickle=False) as z: a = {k: z[k] for k in z.files}
     names = [str(n) for n in a["factor_names"]] if "factor_names" in a else None
     if {"train_embeddings", "train_factors", "test_embeddings", "test_factors"} <= set(a):
@@ -442,7 +444,14 @@ def bench_metrics(
     x = sum(torch.randn(10, D, generator=g)[y[:, j]] for j in range(3)) + 2 * torch.randn(n, D, generator=g)
     return metrics_card(x, y, slices, names=["DC", "DL", "BC"])
 
-# %% ../nbs/12_metrics.ipynb #540c0135
+# %% ../nbs/12_metrics.ipynb #6578867a
+def _card_of(path, slices, names, shared, **options):
+    "The card of a file, with options as the command line has them"
+    if not all(w.strip().isdecimal() for w in slices.split(",")): raise ValueError(f"slices must be a number, or widths joined by commas, got {slices!r}")
+    widths, data = [int(w) for w in slices.split(",")], load_embeddings(path)
+    if names: data["names"] = names.split(",")
+    return metrics_card(**data, slices=widths if len(widths) > 1 else widths[0], shared=shared.split(",") if shared else None, **options)
+
 @call_parse
 def disentangle_metrics(
     emb: Param(".npz file with embeddings and factors", str, nargs="?", opt=False) = "",
@@ -457,14 +466,9 @@ def disentangle_metrics(
     bench: store_true = False, # measure a random embedding of 10,000 x 128 and print the seconds
 ):
     "Print every disentanglement metric of an embedding"
-    if bench: card = bench_metrics()
-    elif not emb: raise SystemExit("give an .npz file with embeddings and factors, or --bench; see --help")
-    else:
-        widths = [int(w) for w in slices.split(",")]
-        data = load_embeddings(emb)
-        if names: data["names"] = names.split(",")
-        card = metrics_card(**data, slices=widths if len(widths) > 1 else widths[0], shared=shared.split(",") if shared else None,
-                            boosted=boosted, n_boot=n_boot, seed=seed)
+    if not emb and not bench: raise SystemExit("give an .npz file with embeddings and factors, or --bench; see --help")
+    try: card = bench_metrics() if bench else _card_of(emb, slices, names, shared, boosted=boosted, n_boot=n_boot, seed=seed)
+    except (ValueError, TypeError) as e: raise SystemExit(f"error: {e}") from None
     print(card)
     if bench: print(f"\n{card.meta['n_train'] + card.meta['n_test']} x {sum(card.meta['widths'])}: {card.meta['seconds']:.1f} s on {torch.get_num_threads()} threads")
     if out: Path(out).write_text(card.to_json())

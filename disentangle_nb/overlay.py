@@ -356,11 +356,12 @@ def _take(parts, split, scheme, valid):
     span = dict(train=slice(n_fit), valid=slice(n_fit, n_train), test=slice(n_train, None))[split]
     return images[span], labels[span]
 
-# %% ../nbs/00_overlay.ipynb #1eeb2946
+# %% ../nbs/00_overlay.ipynb #331e15b5
 def _read_folder(path, mode, size):
     from PIL import ImageOps
     from torchvision.datasets import ImageFolder
     if not Path(path).is_dir(): raise FileNotFoundError(f'{path} is not a folder; expected one sub-folder of images for each class')
+    if not any(p.is_dir() for p in Path(path).iterdir()): raise FileNotFoundError(f'{path} has no sub-folders; expected one of images for each class')
     data = ImageFolder(str(path))
     images = [np.array(ImageOps.fit(image.convert(mode), (size, size))) for image, _ in _progress(data)]
     return torch.from_numpy(np.stack(images)), torch.tensor(data.targets), data.classes
@@ -383,7 +384,7 @@ def _folders(digits, backgrounds, split):
         out |= {f'{name}s': images[keep], f'{name}_labels': labels[keep], f'{name}_names': names}
     return out
 
-# %% ../nbs/00_overlay.ipynb #250c4035
+# %% ../nbs/00_overlay.ipynb #9dfdbc6a
 def load_source(
     name: str = 'embedded', # `embedded`, `mnist_stl10`, or a folder that holds `digits/` and `backgrounds/`
     split: str = 'train', # `train`, `valid` or `test`
@@ -401,12 +402,12 @@ def load_source(
     for value, allowed in ((split, _SPLITS), (scheme, ('authors', 'official'))):
         if value not in allowed: raise ValueError(f'expected one of {allowed}, got {value!r}')
     if not 0 < valid < 1: raise ValueError(f'valid must lie between 0 and 1, got {valid}')
-    if name == 'embedded': raw = _embedded(split)
+    if digits or backgrounds: raw, name = _folders(digits or Path(name)/'digits', backgrounds or Path(name)/'backgrounds', split), 'own images'
+    elif name == 'embedded': raw = _embedded(split)
     elif name == 'mnist_stl10':
         raw = dict(_mnist_stl10(path))
         for k in ('digit', 'photo'): raw[f'{k}s'], raw[f'{k}_labels'] = _take(raw[f'{k}s'], split, scheme, valid)
-    elif (digits and backgrounds) or Path(name).is_dir():
-        raw = _folders(digits or Path(name)/'digits', backgrounds or Path(name)/'backgrounds', split)
+    elif Path(name).is_dir(): raw = _folders(Path(name)/'digits', Path(name)/'backgrounds', split)
     else: raise ValueError(f"unknown source {name!r}: expected 'embedded', 'mnist_stl10', or a folder with digits/ and backgrounds/")
     grid = grid or make_grid(size)
     classes = dict(DC=raw.pop('digit_names'), DL=list(range(len(grid))), BC=raw.pop('photo_names'))
@@ -609,7 +610,7 @@ def show_pairs(
     "Draw pairs, one a column"
     x, factors, kind = (t.cpu() for t in batch)
     some = torch.linspace(0, len(kind) - 1, min(max_n, len(kind))).long()
-    names = lambda row: ' · '.join('?' if c < 0 else str(stream.classes[f][c]) for f, c in zip(FACTORS, row.tolist()))
+    names = lambda row: ' · '.join('?' if c < 0 else str(stream.classes[f][c]) for f, c in zip(stream.classes, row.tolist()))
     title = [f'{stream.kinds[k]}\n' for k in kind[some]] + [''] * len(some)
     both = torch.cat([some, some + len(kind)])
     show_images(x[both], [t + names(r) for t, r in zip(title, factors[both])], cols=len(some), size=1.6)

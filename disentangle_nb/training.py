@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'probe_metrics',
            'checkpoint_state', 'Checkpoint', 'last_state', 'check_options', 'Resume', 'restore', 'Interrupted',
-           'StopOnSignal', 'disentangle_learner', 'train', 'step_overhead']
+           'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train', 'step_overhead']
 
-# %% ../nbs/05_training.ipynb #275656f4
+# %% ../nbs/05_training.ipynb #b6f48288
 import csv, io, random, signal, threading, time, warnings
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,7 +23,8 @@ from fastai.metrics import ValueMetric
 from fastai.optimizer import OptimWrapper
 from torch import nn
 
-from .overlay import DamagedFile, load_checked, save_checked, write_atomic
+from .model import split_slices
+from .overlay import DamagedFile, PairLoader, load_checked, save_checked, show_images, write_atomic
 
 # %% ../nbs/05_training.ipynb #c10cbf13
 class PairLoss:
@@ -133,7 +134,7 @@ class StopOnNaN(Callback):
         self.check()
         check_weights(self.learn)
 
-# %% ../nbs/05_training.ipynb #08fcf3a5
+# %% ../nbs/05_training.ipynb #ecb4bfb0
 class ProbeEvery(Callback):
     "Call `probe(model)` every few epochs, and after the last"
     order = 40
@@ -152,9 +153,9 @@ class ProbeEvery(Callback):
 def probe_metrics(
     learn_probed, # function without arguments that gives the last probed dict
     names: list # of numbers to show
-) -> list: # fastai metrics
+) -> list: # fastai metrics, NaN after an epoch without a probe
     "Columns of fastai's table for probed numbers"
-    return [ValueMetric(partial(lambda name: learn_probed().get(name), name), name) for name in names]
+    return [ValueMetric(partial(lambda name: learn_probed().get(name, float('nan')), name), name) for name in names]
 
 # %% ../nbs/05_training.ipynb #068e5f9e
 def _random_state():
@@ -280,25 +281,97 @@ class StopOnSignal(Callback):
         saved = self.checkpoints[-1] if self.checkpoints else 'nowhere, since no folder was given'
         raise Interrupted(self.signum, f'stopped by {signal.Signals(self.signum).name} after step {self.dls.train.position - 1}; saved: {saved}')
 
-# %% ../nbs/05_training.ipynb #30563bf9
+# %% ../nbs/05_training.ipynb #01467982
+class NoPairs:
+    "What is left of a stream in an exported learner"
+    def __init__(self,
+                 stream # as `PairLoader` takes it
+                ):
+        self.bs, self.kinds, self.classes = stream.bs, stream.kinds, stream.classes
+
+    def to(self, device): return self
+
+    def batch(self, b): raise ValueError('an exported learner holds no images: embed yours with learn.model, or set learn.dls')
+
+class NoPairLoaders(DataLoaders):
+    "The loaders of an exported learner"
+    n_inp = 1
+    def __init__(self,
+                 dls: DataLoaders # of `pair_dls`
+                ):
+        super().__init__(*(PairLoader(NoPairs(dl.stream), dl.n_batches, dl.repeat) for dl in dls.loaders))
+
+    def new_empty(self): return self
+
+# %% ../nbs/05_training.ipynb #b8facca7
+class PairLearner(Learner):
+    "A fastai `Learner` on streams of pairs"
+    model: nn.Module
+    dls: DataLoaders
+
+    def without(self,
+                *kinds: type # of callbacks
+               ): # a context
+        "Put callbacks aside for a while"
+        return self.removed_cbs([cb for cb in self.cbs if isinstance(cb, kinds)])
+
+    def lr_find(self, *args, **kwargs):
+        "fastai's, leaving no trace in the history, the folder and the stream"
+        loader = self.dls.train
+        position, stop, loader.stop = loader.position, loader.stop, None
+        try:
+            with self.without(History, StopOnNaN, ProbeEvery, Checkpoint): return super().lr_find(*args, **kwargs)
+        finally: loader.position, loader.stop = position, stop
+
+    def get_preds(self,
+                  ds_idx: int = 1, # 0 for training pairs, 1 for validation pairs
+                  dl = None, # batches to embed instead
+                  **kwargs # of fastai's `get_preds`
+                 ) -> tuple: # `(n, D)` embeddings, and targets
+        "fastai's, in the order of the loader"
+        with self.without(ProbeEvery): return super().get_preds(dl=self.dls[ds_idx] if dl is None else dl, **(kwargs | {'reorder': False}))
+
+    def show_results(self,
+                     ds_idx: int = 1, # 0 for training pairs, 1 for validation pairs
+                     max_n: int = 6 # pairs to draw, spread over the batch
+                    ):
+        "Draw pairs, one a column, with the cosine of each slice between the two views"
+        x, _, kind = batch = self.dls[ds_idx].one_batch()
+        z = self.get_preds(dl=[batch])[0]
+        some = torch.linspace(0, len(kind) - 1, min(max_n, len(kind))).long()
+        cosines = [torch.cosine_similarity(*s.chunk(2)) for s in split_slices(z, self.model.n_slices)]
+        titles = ['\n'.join(f'r_{k}: {c[i]:.2f}' for k, c in enumerate(cosines)) for i in some]
+        show_images(x.cpu()[torch.cat([some, some + len(kind)])], titles + [''] * len(some), cols=len(some), size=1.6)
+
+    def export(self,
+               fname: str = 'export.pkl', # file in `path`
+               **kwargs # of fastai's `export`
+              ):
+        "fastai's, without images and without the probe"
+        dls, self.dls = self.dls, NoPairLoaders(self.dls)
+        try:
+            with self.without(ProbeEvery): super().export(fname, **kwargs)
+        finally: self.dls = dls
+
+# %% ../nbs/05_training.ipynb #cbd42e86
 def disentangle_learner(
     dls: DataLoaders, # of `pair_dls`
     model: nn.Module, # from images to `(n, D)` embeddings, e.g. `SlicedModel`
     loss: nn.Module, # called with `(z0, z1)`, e.g. `DisentangleLoss`
     lr: float = 3e-3, # highest learning rate
     wd: float = 1e-4, # weight decay
-    folder: Path = None, # where the CSV files and checkpoints go; nothing is written if not given
+    folder: str | Path | None = None, # where the CSV files and checkpoints go; nothing is written if not given
     probe = None, # function from the model to a dict of names and numbers
     probe_every: int = 1, # epochs from probe to probe
-    probe_names: list = (), # of probed numbers that stand in fastai's table
-    cbs: list = (), # more callbacks
-    config: dict = None # options of the run, saved in its checkpoints; a checkpoint of others is refused
-) -> Learner: # train it with `train`, or with fastai's own `fit` methods
+    probe_names: list | tuple = (), # of probed numbers that stand in fastai's table
+    cbs: list | tuple = (), # more callbacks
+    config: dict | None = None # options of the run, saved in its checkpoints; a checkpoint of others is refused
+) -> PairLearner: # train it with `train`, or with fastai's own `fit` methods
     "A fastai `Learner` for pairs"
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99), fused=True))
     history = History(folder)
     cbs = [history, StopOnNaN(), *([ProbeEvery(probe, probe_every)] if probe else []), *([Checkpoint(folder)] if folder else []), *cbs]
-    learn = Learner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs)
+    learn = PairLearner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs)
     learn.metrics = probe_metrics(lambda: getattr(learn, 'probed', {}), probe_names)
     learn.history, learn.checkpoints, learn.config = history, [], config or {}
     return learn

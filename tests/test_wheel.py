@@ -1,5 +1,6 @@
 "The wheel: the package's modules and nothing else, and the requirements of each kind of user."
-import configparser, email, re, shutil, subprocess, sys, zipfile
+import configparser, email, re, shutil, subprocess, sys, venv, zipfile
+from importlib import metadata as installed
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ def wheel(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     path, = folder.glob('*.whl')
     return zipfile.ZipFile(path)
+
+
+def test_holds_no_notebook_and_no_data(wheel):
+    assert not [n for n in wheel.namelist() if re.search(r'\.(ipynb|npz|png|svg|jpe?g|pt|csv|tfrecord)$', n)]
 
 
 @pytest.fixture(scope='module')
@@ -49,11 +54,13 @@ def test_holds_the_licence(wheel):
 def test_a_borrower_pays_for_torch_only(metadata): assert required(metadata) == {'torch'}
 
 
-train = {'torchvision', 'fastai', 'fastcore', 'numpy', 'pillow', 'matplotlib', 'scikit-learn', 'scikit-image', 'scipy'}
+measure = {'numpy', 'scipy', 'scikit-learn', 'fastcore'}
+train = measure | {'torchvision', 'fastai', 'pillow', 'matplotlib', 'scikit-image'}
 
 
 def test_extras(metadata):
-    assert set(metadata.get_all('Provides-Extra')) == {'train', 'dev'}
+    assert set(metadata.get_all('Provides-Extra')) == {'metrics', 'train', 'dev'}
+    assert required(metadata, 'metrics') == measure
     assert required(metadata, 'train') == train
     assert required(metadata, 'dev') >= train | {'nbdev', 'execnb', 'plum-dispatch', 'smalldocs', 'pytest', 'hypothesis'}
 
@@ -75,4 +82,79 @@ def test_commands(wheel):
     name, = (n for n in wheel.namelist() if n.endswith('/entry_points.txt'))
     commands = configparser.ConfigParser()
     commands.read_string(wheel.read(name).decode())
-    assert set(commands['console_scripts']) == {'disentangle_run', 'disentangle_report', 'disentangle_metrics'}
+    assert set(commands['console_scripts']) == {'disentangle_run', 'disentangle_report', 'disentangle_metrics', 'disentangle_share'}
+
+
+def distributions(names):
+    "The installed distributions `names` and, without extras, all that they require"
+    found, todo = {}, list(names)
+    while todo:
+        name = re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', todo.pop())[0]).lower()
+        if name in found: continue
+        try: found[name] = installed.distribution(name)
+        except installed.PackageNotFoundError: continue
+        todo += [line for line in found[name].requires or () if 'extra ==' not in line]
+    return found.values()
+
+
+def tops(distribution):
+    "Files and folders of site-packages that belong to a distribution"
+    home = distribution.locate_file('').resolve()
+    first = {Path(str(file)).parts[0] for file in distribution.files or ()} - {'..', '__pycache__', 'bin'}
+    return [home/name for name in first if (home/name).exists()]
+
+
+def link_into(site, names):
+    "Links in the folder `site` to distributions installed here; a folder that several of them share is linked file by file"
+    for path in {p for d in distributions(names) for p in tops(d)}:
+        if not (site/path.name).exists(): (site/path.name).symlink_to(path)
+
+
+def environment(wheel, folder, names):
+    "A fresh virtual environment that has the wheel, and of all that is installed here only `names` and what they require"
+    venv.create(folder, symlinks=True, with_pip=False)
+    site, = folder.glob('lib/python*/site-packages')
+    wheel.extractall(site)
+    link_into(site, names)
+    return folder/'bin'/'python'
+
+
+def fresh(python, code):
+    done = subprocess.run([python, '-I', '-W', 'ignore', '-c', code], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+on_unix = pytest.mark.skipif(sys.platform == 'win32', reason='links need a privilege on Windows')
+absent = 'from importlib.util import find_spec; print(*filter(find_spec, %r))'
+
+
+@on_unix
+def test_losses_work_with_torch_only(wheel, metadata, tmp_path):
+    python = environment(wheel, tmp_path/'env', required(metadata))
+    assert fresh(python, absent % ['numpy', 'scipy', 'sklearn', 'fastcore', 'fastai', 'torchvision', 'PIL']).split() == []
+    code = """
+import torch, disentangle_nb.losses as losses
+torch.manual_seed(0)
+z0, z1 = torch.randn(2, 8, 6, requires_grad=True)
+for name in losses.REGULARIZERS:
+    loss = losses.DisentangleLoss(losses.make_reg(name, n_slices=2, tau=.2))(z0, z1)
+    loss.backward(retain_graph=True)
+    print(name, loss.isfinite().item())
+from disentangle_nb.model import SlicedModel
+print('model', SlicedModel(dim=6)(torch.randn(2, 3, 64, 64)).shape == (2, 6))"""
+    assert {line.split()[1] for line in fresh(python, code).splitlines()} == {'True'}
+
+
+@on_unix
+def test_metrics_work_with_their_extra(wheel, metadata, tmp_path):
+    python = environment(wheel, tmp_path/'env', required(metadata) | required(metadata, 'metrics'))
+    assert fresh(python, absent % ['fastai', 'torchvision', 'PIL', 'matplotlib', 'skimage']).split() == []
+    code = """
+import numpy as np
+from disentangle_nb.metrics import disentangle_metrics, load_embeddings, metrics_card
+rng = np.random.default_rng(0)
+y = rng.integers(3, size=(300, 2))
+card = metrics_card(np.eye(3)[y].reshape(300, 6) + .1 * rng.normal(size=(300, 6)), y, n_boot=2, n_refit=0, n_perm=0, mlp=False, widths=())
+print(card.match)"""
+    assert fresh(python, code).strip() == "{'f0': 'r_0', 'f1': 'r_1'}"

@@ -1,0 +1,84 @@
+"The tutorials: each opens in Colab, says what it gives, exports nothing; and what stands beside the code is up to date."
+import re, subprocess, sys
+from pathlib import Path
+
+import pytest
+import yaml
+from nbdev.config import get_config
+from nbdev.process import NBProcessor
+
+root = Path(__file__).parents[1]
+tutorials = sorted((root/'nbs'/'tutorials').glob('*.ipynb'))
+each = pytest.mark.parametrize('path', tutorials, ids=lambda p: p.stem)
+
+
+def cells(path): return NBProcessor(path).nb.cells
+
+
+def test_there_are_seven(): assert len(tutorials) == 7
+
+
+@each
+def test_badge_opens_this_notebook_in_colab(path):
+    cfg = get_config(path=root)
+    address = f'https://colab.research.google.com/github/{cfg.user}/{cfg.repo}/blob/{cfg.branch}/nbs/tutorials/{path.name}'
+    image, link = re.fullmatch(r'\[!\[Open in Colab\]\((.+)\)\]\((.+)\)', cells(path)[1].source.strip()).groups()
+    assert link == address and (path.parent/image).is_file()
+
+
+@each
+def test_colab_installs_the_package(path):
+    cfg, cell = get_config(path=root), cells(path)[2]
+    assert cell.directives_['eval:'] == ['false'] and f'{cfg.lib_name}[train] @ git+{cfg.git_url}' in cell.source
+
+
+@each
+def test_opens_with_what_the_reader_will_have(path):
+    assert 'At the end of this page you have' in cells(path)[3].source
+
+
+@each
+def test_exports_nothing(path):
+    assert not [c for c in cells(path) if {'default_exp', 'export', 'exports', 'exporti'} & c.directives_.keys()]
+
+
+@each
+def test_holds_a_test(path):
+    assert re.search(r'^\s*(test_eq|test_close|test)\(', '\n'.join(c.source for c in cells(path) if c.cell_type == 'code'), re.M)
+
+
+def test_own_regulariser_on_the_command_line(tmp_path):
+    "The file that the tutorial describes"
+    source = {c.source for c in cells(root/'nbs/tutorials/regulariser.ipynb') if c.cell_type == 'code'}
+    cls, = (s for s in source if s.startswith('class CrossCorrelation'))
+    prose, = (c.source for c in cells(root/'nbs/tutorials/regulariser.ipynb') if '`mine.py`' in c.source)
+    entry = re.search(r'```python\n(.+?)```', prose, re.S)[1]
+    imports = 'from disentangle_nb.infonce import SliceLoss, joined\nfrom disentangle_nb.model import split_slices\n'
+    (tmp_path/'mine.py').write_text(imports + cls + '\n' + entry, encoding='utf-8')
+    options = '--reg crosscorr --lam 10 --steps 4 --epoch 4 --bs 8 --size 32 --dim 4 --threads 1 --quiet --out run'.split()
+    done = subprocess.run([sys.executable, 'mine.py', *options], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert 'crosscorr, λ=10' in done.stdout and (tmp_path/'run'/'scorecard.json').is_file()
+
+
+def test_citation_and_changes_name_the_version():
+    version = get_config(path=root).version
+    citation = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    assert citation['version'] == version
+    assert citation['preferred-citation']['identifiers'][0]['value'] == 'arXiv:2108.06613'
+    assert f'## {version}' in (root/'CHANGELOG.md').read_text(encoding='utf-8')
+
+
+def test_changes_name_every_module_and_command():
+    text = (root/'CHANGELOG.md').read_text(encoding='utf-8')
+    modules = {p.stem for p in (root/'disentangle_nb').glob('[!_]*.py')} - {'run'}
+    commands = re.findall(r'^(disentangle_\w+)=', get_config(path=root).console_scripts.replace(' ', '\n'), re.M)
+    assert not [name for name in (*modules, *commands) if f'`{name}`' not in text]
+
+
+def test_workflow_runs_what_we_run_on_three_systems():
+    job = yaml.safe_load((root/'.github/workflows/test.yml').read_text(encoding='utf-8'))['jobs']['test']
+    assert {name.split('-')[0] for name in job['strategy']['matrix']['os']} == {'ubuntu', 'macos', 'windows'}
+    steps = [step.get('run', step.get('uses')) for step in job['steps']]
+    assert '.ci/run' in steps
+    assert next(i for i, s in enumerate(steps) if 'core.symlinks true' in s) < next(i for i, s in enumerate(steps) if 'checkout' in s)
