@@ -1,5 +1,5 @@
 "Build the documentation site into `_docs/` without Quarto, and fail on a broken link: `python .ci/docs.py`"
-import re, shutil, sys
+import json, re, shutil, sys
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -105,10 +105,30 @@ def check_site(folder):
     return [f'{page.relative_to(folder)}: {problem}' for page, problem in problems]
 
 
+def as_terminal(text):
+    "What a terminal shows of `text`: a carriage return goes back to the start of the line, which is then written over"
+    def shown(line):
+        out = ''
+        for part in line.split('\r'): out = part + out[len(part):]
+        return out.rstrip() if '\r' in line else out
+    return '\n'.join(map(shown, text.split('\n')))
+
+
+def settle_streams(folder):
+    "Show the stored progress bars of the notebooks in `folder` as they stand at their end"
+    for path in Path(folder).rglob('*.ipynb'):
+        nb = json.loads(path.read_text(encoding='utf-8'))
+        streams = [o for cell in nb['cells'] for o in cell.get('outputs', []) if o['output_type'] == 'stream']
+        for o in streams: o['text'] = as_terminal(''.join(o['text'])).splitlines(True)
+        path.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
+
+
 def build(out=None):
     "Process the notebooks as nbdev does, build the site into the folder `out` (default: `_docs`), and return it"
     cfg = get_config()
-    project = load(proc_nbs(n_workers=0, force=True))
+    processed = proc_nbs(n_workers=0, force=True)
+    settle_streams(processed)
+    project = load(processed)
     site = NbdevSite(project, address=f'{cfg.doc_host}{cfg.doc_baseurl}')
     site.out = Path(out or cfg.doc_path).resolve()
     site.build()

@@ -70,7 +70,8 @@ class Browser:
         self.send('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
         self.send('Page.navigate', url='about:blank')
         self.events = []
-        self.send('Page.navigate', url=Path(path).as_uri())
+        failed = self.send('Page.navigate', url=Path(path).as_uri()).get('errorText')
+        if failed: raise FileNotFoundError(f'{path}: {failed}')
         while not any(m.get('method') == 'Page.loadEventFired' for m in self.events): self.events.append(self.read())
         self.run('document.fonts.ready.then(() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 50))))')
 
