@@ -49,6 +49,13 @@ def plain_signatures(text, address):
     return re.sub(rf'\[(`[^`\]]+`)\]\({re.escape(address)}[^)\s]*\)', r'\1', text)
 
 
+def hang_signatures(text):
+    "Put each line of a signature in a block of its own, which `styles.css` indents where it wraps"
+    def lines(m): return m[1] + ''.join(f'<span class="signature-line">{line}\n</span>' for line in m[2].split('\n')) + m[3]
+    return re.sub(r'(<pre class="sourceCode python code-with-copy"><code class="sourceCode python">)(<span class="kw">def</span> .*?)(</code></pre>)',
+                  lines, text, flags=re.S)
+
+
 def search_from_file(site):
     "Let search work from `file://` too, where a page may not fetch JSON but may load a script"
     script = site.out/'site_libs/smalldocs.js'
@@ -64,7 +71,8 @@ def localize(site):
     shutil.copytree(katex, site.out/'site_libs/katex', dirs_exist_ok=True)
     for page in site.pages.values():
         path, home = site.out/page.out, rel(PurePosixPath('site_libs/katex'), page)
-        path.write_text(plain_signatures(path.read_text(encoding='utf-8'), site.address).replace(layout.KATEX, home), encoding='utf-8')
+        text = hang_signatures(plain_signatures(path.read_text(encoding='utf-8'), site.address))
+        path.write_text(text.replace(layout.KATEX, home), encoding='utf-8')
     for css in (site.out/'site_libs/themes').glob('*.css'):
         css.write_text(google_fonts.sub('', css.read_text(encoding='utf-8')), encoding='utf-8')
 

@@ -342,7 +342,7 @@ function below(event) {
 }
 '''
 
-# %% ../nbs/17_gallery.ipynb #b5d7e40b
+# %% ../nbs/17_gallery.ipynb #6e267ad3
 _SIDE = '''
 for (const v of data.views) v.vectors = Int8Array.from(atob(v.vectors), c => c.charCodeAt(0));
 const cosines = (v, i) => Array.from({length: n}, (_, j) => {
@@ -350,7 +350,7 @@ const cosines = (v, i) => Array.from({length: n}, (_, j) => {
   for (let d = 0; d < v.width; d++) sum += v.vectors[i * v.width + d] * v.vectors[j * v.width + d];
   return sum;
 });
-const best = (score, without) => [...score.keys()].filter(i => !without.includes(i)).sort((a, b) => score[b] - score[a]).slice(0, 6);
+const best = (score, without) => [...score.keys()].filter(i => !without.includes(i)).sort((a, b) => score[b] - score[a]).slice(0, 5);
 const label = i => data.factors.map(f => f.name + " " + f.classes[f.of[i]]).join(" · ");
 
 function thumb(i, side) {
