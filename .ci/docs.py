@@ -19,6 +19,7 @@ load_index = '''index = await new Promise((done, fail) => {
         Object.assign(script, {src: offset + "search.js", onload: () => done(window.searchIndex), onerror: fail});
         document.head.append(script);
       });'''
+events = re.compile(r'(def \w+)\(\n    after_create:NoneType=None,.*?\n\):', re.S)
 page_refs = dict(a='href', img='src', script='src', link='href', source='src', iframe='src', video='src', audio='src')
 
 
@@ -122,12 +123,18 @@ def as_terminal(text):
     return '\n'.join(map(shown, text.split('\n')))
 
 
-def settle_streams(folder):
-    "Show the stored progress bars of the notebooks in `folder` as they stand at their end"
+def tidy_output(output):
+    "Show a stored progress bar as it stands at its end, and a callback without the function for every event that fastai lets it take"
+    if output['output_type'] == 'stream': output['text'] = as_terminal(''.join(output['text'])).splitlines(True)
+    if md := output.get('data', {}).get('text/markdown'): output['data']['text/markdown'] = events.sub(r'\1():', ''.join(md)).splitlines(True)
+
+
+def tidy_outputs(folder):
+    "Tidy the stored outputs of the notebooks in `folder`"
     for path in Path(folder).rglob('*.ipynb'):
         nb = json.loads(path.read_text(encoding='utf-8'))
-        streams = [o for cell in nb['cells'] for o in cell.get('outputs', []) if o['output_type'] == 'stream']
-        for o in streams: o['text'] = as_terminal(''.join(o['text'])).splitlines(True)
+        for cell in nb['cells']:
+            for output in cell.get('outputs', []): tidy_output(output)
         path.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
 
 
@@ -135,7 +142,7 @@ def build(out=None):
     "Process the notebooks as nbdev does, build the site into the folder `out` (default: `_docs`), and return it"
     cfg = get_config()
     processed = proc_nbs(n_workers=0, force=True)
-    settle_streams(processed)
+    tidy_outputs(processed)
     project = load(processed)
     site = NbdevSite(project, address=f'{cfg.doc_host}{cfg.doc_baseurl}')
     site.out = Path(out or cfg.doc_path).resolve()

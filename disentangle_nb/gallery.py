@@ -132,7 +132,7 @@ def retrieval_table(
     lines = [head, ['---', *['---:'] * (len(head) - 1)], *([title, *map(str, r.values())] for title, r in rows.items())]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
-# %% ../nbs/17_gallery.ipynb #32f396f2
+# %% ../nbs/17_gallery.ipynb #31a36244
 def plot_recomposed(
     run, # a `Run` or `Embedded`
     q: int = 4, # how many queries, a row each
@@ -143,7 +143,7 @@ def plot_recomposed(
     factors, names = _judged(run), class_names(run)
     rows, wanted, _ = draw_recipes(factors, q, seed)
     found = recompose(run.parts['test'][0], _taken(run, rows, False), k)
-    called = lambda classes: ' · '.join(str(names[f][c]) for f, c in zip(run.card.match, classes))
+    called = lambda classes: ' · '.join(str(names[f][c])[:10] for f, c in zip(run.card.match, classes))
     titles = []
     for give, want, get in zip(rows, wanted, found):
         titles += [f'{f} of\n{called(factors[i])}' for f, i in zip(run.card.match, give)]
@@ -293,7 +293,7 @@ _BODY = '''
 </main>
 '''
 
-# %% ../nbs/17_gallery.ipynb #d6af4e80
+# %% ../nbs/17_gallery.ipynb #86725745
 _MAP = '''
 const data = JSON.parse(document.getElementById("data").textContent), $ = id => document.getElementById(id);
 const colours = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"];
@@ -320,7 +320,10 @@ function draw() {
   if (kept !== null) dot(kept, 1.3 * r, "#d62728");
   if (over !== null) dot(over, 1.3 * r, "#888");
 }
+'''
 
+# %% ../nbs/17_gallery.ipynb #c888bccb
+_MOVE = '''
 function move() {
   const from = at.map(p => [...p]), to = view().xy, start = performance.now(), mine = ++moving;
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -421,7 +424,7 @@ choose();
 show(0);
 '''
 
-# %% ../nbs/17_gallery.ipynb #c3f6e245
+# %% ../nbs/17_gallery.ipynb #531f4aa5
 def explorer_html(
     run, # a `Run` or `Embedded`
     n: int = 1000, # test images
@@ -432,7 +435,7 @@ def explorer_html(
     data = json.dumps(explorer_data(run, n, thumb), separators=(',', ':')).replace('</', '<\\/')
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>{_BODY}'
-            f'<script type="application/json" id="data">{data}</script>\n<script>{_MAP}{_SIDE}{_PLAY}</script></body></html>\n')
+            f'<script type="application/json" id="data">{data}</script>\n<script>{_MAP}{_MOVE}{_SIDE}{_PLAY}</script></body></html>\n')
 
 def write_explorer(
     run, # a `Run` or `Embedded`
