@@ -6,6 +6,7 @@ import numpy as np, pytest, torch
 from browser import Browser, desktop, in_browser, phone
 from hypothesis import given, settings, strategies as st
 
+from disentangle_nb import gallery
 from disentangle_nb.gallery import (Embedded, attention_shares, disentangle_gallery, draw_recipes, explorer_html, occlusion, recompose,
                                     retrieval_accuracy, share_inside, view_data, write_explorer)
 from disentangle_nb.overlay import load_source, sample
@@ -183,9 +184,15 @@ def test_choices_move_and_colour_the_dots(page, browser):
     assert browser.run(shown) > dots > 0
 
 
+def test_page_of_the_site_is_in_sync():
+    page = (root/'nbs/explorer.html').read_text(encoding='utf-8')
+    script = gallery._MAP + gallery._MOVE + gallery._SIDE + gallery._PLAY
+    assert gallery._STYLE in page and gallery._BODY in page and script in page, 'write nbs/explorer.html again: the last cell of 17_gallery'
+
+
 @in_browser
 def test_page_of_the_site_works(browser):
-    "The explorer that the documentation shows is of the present kind, and opens from disk"
+    "The explorer that the documentation shows opens from disk"
     browser.open(root/'nbs/explorer.html')
     browser.run(settled)
     assert not browser.problems and not browser.requests
