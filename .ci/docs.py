@@ -23,6 +23,12 @@ events = re.compile(r'(def \w+)\(\n    after_create:NoneType=None,.*?\n\):', re.
 page_refs = dict(a='href', img='src', script='src', link='href', source='src', iframe='src', video='src', audio='src')
 
 
+def section_first(text):
+    "Anchors of symbols in the HTML `text` that a section before them has taken, so that the symbol's own ends in `-1`"
+    symbols = re.findall(r'>source</a></p>\s*<h\d id="([^"]+)"', text)
+    return [s[:-2] for s in symbols if s.endswith('-1') and s[:-2] not in symbols]
+
+
 class NbdevSite(Site):
     "A smalldocs site that honours nbdev's `output-file` and whose links to its own published address are local."
     def __init__(self, project, address): super().__init__(project, quiet=True); self.address = address
@@ -35,6 +41,13 @@ class NbdevSite(Site):
         page = super().read(src)
         if name := page.front.get('output-file'): page.out = page.out.with_name(name)
         return page
+
+    def render_page(self, page):
+        "Render a page; a symbol keeps the anchor that links to it name, even where a section is called as it is"
+        super().render_page(page)
+        swap = {a: b for name in section_first(page.html) for a, b in ((name, name + '-1'), (name + '-1', name))}
+        page.html = re.sub(r'((?:data-anchor-)?id=")([^"]+)"', lambda m: f'{m[1]}{swap.get(m[2], m[2])}"', page.html)
+        for found in (*page.env.get('headings', ()), *page.env.get('search', ())): found['id'] = swap.get(found['id'], found['id'])
 
     def find_page(self, target):
         named = next((p for p in self.pages.values() if p.out == target), None)
