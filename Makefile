@@ -39,5 +39,5 @@ notebooks: $(INSTALLED) ## Run the notebooks in place and save their outputs
 	$(BIN)/python .ci/run_nbs.py
 
 clean: ## Remove what was built; the virtual environment and runs/ stay
-	rm -rf _docs _proc build dist .pytest_cache .hypothesis
+	rm -rf _docs _proc _screens build dist .pytest_cache .hypothesis
 	find disentangle_nb tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,5 @@
 "Build the documentation site into `_docs/` without Quarto, and fail on a broken link: `python .ci/docs.py`"
-import re, shutil, sys
+import json, re, shutil, sys
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -19,7 +19,14 @@ load_index = '''index = await new Promise((done, fail) => {
         Object.assign(script, {src: offset + "search.js", onload: () => done(window.searchIndex), onerror: fail});
         document.head.append(script);
       });'''
+events = re.compile(r'(def \w+)\(\n    after_create:NoneType=None,.*?\n\):', re.S)
 page_refs = dict(a='href', img='src', script='src', link='href', source='src', iframe='src', video='src', audio='src')
+
+
+def section_first(text):
+    "Anchors of symbols in the HTML `text` that a section before them has taken, so that the symbol's own ends in `-1`"
+    symbols = re.findall(r'>source</a></p>\s*<h\d id="([^"]+)"', text)
+    return [s[:-2] for s in symbols if s.endswith('-1') and s[:-2] not in symbols]
 
 
 class NbdevSite(Site):
@@ -35,6 +42,13 @@ class NbdevSite(Site):
         if name := page.front.get('output-file'): page.out = page.out.with_name(name)
         return page
 
+    def render_page(self, page):
+        "Render a page; a symbol keeps the anchor that links to it name, even where a section is called as it is"
+        super().render_page(page)
+        swap = {a: b for name in section_first(page.html) for a, b in ((name, name + '-1'), (name + '-1', name))}
+        page.html = re.sub(r'((?:data-anchor-)?id=")([^"]+)"', lambda m: f'{m[1]}{swap.get(m[2], m[2])}"', page.html)
+        for found in (*page.env.get('headings', ()), *page.env.get('search', ())): found['id'] = swap.get(found['id'], found['id'])
+
     def find_page(self, target):
         named = next((p for p in self.pages.values() if p.out == target), None)
         return named or super().find_page(target)
@@ -47,6 +61,13 @@ class NbdevSite(Site):
 def plain_signatures(text, address):
     "Take back the links that nbdev writes into the comments of signatures, where they stay Markdown"
     return re.sub(rf'\[(`[^`\]]+`)\]\({re.escape(address)}[^)\s]*\)', r'\1', text)
+
+
+def hang_signatures(text):
+    "Put each line of a signature in a block of its own, which `styles.css` indents where it wraps"
+    def lines(m): return m[1] + ''.join(f'<span class="signature-line">{line}\n</span>' for line in m[2].split('\n')) + m[3]
+    return re.sub(r'(<pre class="sourceCode python code-with-copy"><code class="sourceCode python">)(<span class="kw">def</span> .*?)(</code></pre>)',
+                  lines, text, flags=re.S)
 
 
 def search_from_file(site):
@@ -64,7 +85,8 @@ def localize(site):
     shutil.copytree(katex, site.out/'site_libs/katex', dirs_exist_ok=True)
     for page in site.pages.values():
         path, home = site.out/page.out, rel(PurePosixPath('site_libs/katex'), page)
-        path.write_text(plain_signatures(path.read_text(encoding='utf-8'), site.address).replace(layout.KATEX, home), encoding='utf-8')
+        text = hang_signatures(plain_signatures(path.read_text(encoding='utf-8'), site.address))
+        path.write_text(text.replace(layout.KATEX, home), encoding='utf-8')
     for css in (site.out/'site_libs/themes').glob('*.css'):
         css.write_text(google_fonts.sub('', css.read_text(encoding='utf-8')), encoding='utf-8')
 
@@ -105,10 +127,36 @@ def check_site(folder):
     return [f'{page.relative_to(folder)}: {problem}' for page, problem in problems]
 
 
+def as_terminal(text):
+    "What a terminal shows of `text`: a carriage return goes back to the start of the line, which is then written over"
+    def shown(line):
+        out = ''
+        for part in line.split('\r'): out = part + out[len(part):]
+        return out.rstrip() if '\r' in line else out
+    return '\n'.join(map(shown, text.split('\n')))
+
+
+def tidy_output(output):
+    "Show a stored progress bar as it stands at its end, and a callback without the function for every event that fastai lets it take"
+    if output['output_type'] == 'stream': output['text'] = as_terminal(''.join(output['text'])).splitlines(True)
+    if md := output.get('data', {}).get('text/markdown'): output['data']['text/markdown'] = events.sub(r'\1():', ''.join(md)).splitlines(True)
+
+
+def tidy_outputs(folder):
+    "Tidy the stored outputs of the notebooks in `folder`"
+    for path in Path(folder).rglob('*.ipynb'):
+        nb = json.loads(path.read_text(encoding='utf-8'))
+        for cell in nb['cells']:
+            for output in cell.get('outputs', []): tidy_output(output)
+        path.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
+
+
 def build(out=None):
     "Process the notebooks as nbdev does, build the site into the folder `out` (default: `_docs`), and return it"
     cfg = get_config()
-    project = load(proc_nbs(n_workers=0, force=True))
+    processed = proc_nbs(n_workers=0, force=True)
+    tidy_outputs(processed)
+    project = load(processed)
     site = NbdevSite(project, address=f'{cfg.doc_host}{cfg.doc_baseurl}')
     site.out = Path(out or cfg.doc_path).resolve()
     site.build()
