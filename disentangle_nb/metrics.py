@@ -469,19 +469,20 @@ def load_cards(
     "Read the cards that `save_cards` wrote"
     return {k: MetricsCard.from_dict(d) for k, d in json.loads(Path(path).read_text(encoding="utf-8")).items()}
 
-# %% ../nbs/12_metrics.ipynb #ff5e0582
+# %% ../nbs/12_metrics.ipynb #e77527e3
 def bench_metrics(
     n: int = 10_000, # rows, of which 30 % are test
     D: int = 128, # dimensions
     slices: int = 2, # equal slices
+    **kw, # go to `metrics_card`
 ) -> MetricsCard: # whose `meta` holds the seconds
     "Measure a random embedding that holds three factors"
     g = torch.Generator().manual_seed(0)
     y = torch.stack([torch.randint(c, (n,), generator=g) for c in (10, 8, 10)], 1)
     x = sum(torch.randn(10, D, generator=g)[y[:, j]] for j in range(3)) + 2 * torch.randn(n, D, generator=g)
-    return metrics_card(x, y, slices, names=["DC", "DL", "BC"])
+    return metrics_card(x, y, slices, names=["DC", "DL", "BC"], **kw)
 
-# %% ../nbs/12_metrics.ipynb #3322464d
+# %% ../nbs/12_metrics.ipynb #7668488a
 def _parser():
     "Arguments of `disentangle_metrics`"
     p, words = ArgumentParser("disentangle_metrics", description="Print every disentanglement metric of an embedding"), lambda s: s.split(",")
@@ -491,6 +492,7 @@ def _parser():
     p.add_argument("--shared", type=words, help="names of the factors that are judged: DC,BC; default all")
     p.add_argument("--out", help="file to write the card to, as JSON")
     p.add_argument("--figure", help="file to write the heat maps to, .png or .pdf")
+    p.add_argument("--linear", action="store_true", help="linear probes only: no MLPs, which take most of the time")
     p.add_argument("--boosted", action="store_true", help="add DCI with gradient-boosted trees (slow)")
     p.add_argument("--n_boot", type=int, default=50, help="half samples for the intervals")
     p.add_argument("--seed", type=int, default=0, help="of split, half samples and shuffles")
@@ -513,4 +515,4 @@ def _measure_file(a):
     "The card of the file that the arguments `a` name"
     widths, data = [int(w) for w in a.slices.split(",")], load_embeddings(a.emb)
     return metrics_card(**data | dict(names=a.names or data["names"]), slices=widths if len(widths) > 1 else widths[0], shared=a.shared,
-                        boosted=a.boosted, n_boot=a.n_boot, seed=a.seed)
+                        boosted=a.boosted, n_boot=a.n_boot, seed=a.seed, **dict(mlp=False, widths=()) if a.linear else {})

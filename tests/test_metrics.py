@@ -216,7 +216,7 @@ def run(*args):
 def test_command_line(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: it draws the figure")
     np.savez(tmp_path / "e.npz", embeddings=X[:300], factors=Y[:300])
-    out = run(tmp_path / "e.npz", "--names", "digit,ground", "--shared", "digit", "--slices", "6,6", "--n_boot", 3, "--out", tmp_path / "c.json", "--figure", tmp_path / "c.png")
+    out = run(tmp_path / "e.npz", "--names", "digit,ground", "--shared", "digit", "--slices", "6,6", "--n_boot", 3, "--linear", "--out", tmp_path / "c.json", "--figure", tmp_path / "c.png")
     assert out.returncode == 0 and "dci_disentanglement" in out.stdout, out.stderr
     assert MetricsCard.from_dict(json.loads((tmp_path / "c.json").read_text())).meta["judged"] == ["digit"]
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
@@ -225,7 +225,7 @@ def test_command_line(tmp_path):
 
 
 def test_benchmark_prints_seconds():
-    card = bench_metrics(600, 16)
+    card = bench_metrics(600, 16, mlp=False, widths=())
     assert card.meta["seconds"] > 0 and card.meta["n_train"] + card.meta["n_test"] == 600
 
 
