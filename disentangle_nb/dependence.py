@@ -197,7 +197,12 @@ def _all_stats(x, y):
         out[{"linear": "cka_linear", "rbf": "cka_rbf", "distance": "dcor"}[kernel]] = _ratio(sums, True)
     return out
 
-# %% ../nbs/10_dependence.ipynb #f5a96087
+# %% ../nbs/10_dependence.ipynb #d3339f1d
+def _few_halves(n, n_boot, max_rows, seed):
+    "Half samples of at most `max_rows` of `n` rows, and the factor from their spread to that of `n` rows"
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_rows]
+    return [rows[h] for h in half_samples(len(rows), n_boot, seed)], (len(rows) / n)**0.5
+
 def slice_dependence(
     x, # embeddings `(n, D)`
     slices=2, # number of equal slices, or their widths
@@ -208,29 +213,34 @@ def slice_dependence(
 ) -> dict: # `{"r_0~r_1": {statistic: {"value", "low", "high", "p"}}}`
     "HSIC, CKA and distance correlation of every pair of slices, label-free"
     x, out = check_embeddings(x), {}
-    m = min(len(x), max_rows)
-    sub = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:m].to(x.device)]
+    halves, scale = _few_halves(len(x), n_boot, max_rows, seed)
     for (i, a), (j, b) in combinations(enumerate(as_slices(slices, x.shape[1])), 2):
         value = _all_stats(x[:, a], x[:, b])
-        reps = [_all_stats(sub[h][:, a], sub[h][:, b]) for h in half_samples(m, n_boot, seed)]
+        reps = [_all_stats(x[h][:, a], x[h][:, b]) for h in halves]
         p = {k: independence_test(x[:, a], x[:, b], k, n_perm, max_rows, seed=seed) for k in KERNELS if n_perm}
         kernel = lambda s: {"cka_linear": "linear", "dcor": "distance"}.get(s, "rbf")
-        bounds = {s: half_sample_interval(v, [r[s] for r in reps], scale=(m / len(x))**0.5) for s, v in value.items()}
+        bounds = {s: half_sample_interval(v, [r[s] for r in reps], scale=scale) for s, v in value.items()}
         out[f"r_{i}~r_{j}"] = {s: dict(value=v, low=bounds[s][0], high=bounds[s][1], p=p.get(kernel(s))) for s, v in value.items()}
     return out
 
-# %% ../nbs/10_dependence.ipynb #cb084dd2
+# %% ../nbs/10_dependence.ipynb #168094a3
 def seed_agreement(
     a, # embeddings `(n, D)` of one run
     b, # embeddings `(n, E)` of the same rows by another run
     slices=2, # number of equal slices, or their widths, of both
     kernel: str = "linear", # of the CKA
-) -> dict: # `agreement`, `match` (slice of `a` to slice of `b`), `others` (mean of the unmatched entries), `matrix`
+    n_boot: int = 50, # half samples for the interval, 0 for none
+    max_rows: int = 1000, # rows for the interval
+    seed: int = 0, # of half samples
+) -> dict: # `agreement`, its `low` and `high`, `match` (slice of `a` to slice of `b`), `others` (mean of the unmatched entries), `matrix`
     "Matched-block CKA between two runs"
     a, b = check_embeddings(a, "a"), check_embeddings(b, "b")
     sa, sb = as_slices(slices, a.shape[1]), as_slices(slices, b.shape[1])
     M = np.array([[cka(a[:, s], b[:, t], kernel) for t in sb] for s in sa])
-    i, j = linear_sum_assignment(M, maximize=True)
-    rest = M.sum() - M[i, j].sum()
-    return dict(agreement=float(M[i, j].mean()), match={f"r_{k}": f"r_{l}" for k, l in zip(i.tolist(), j.tolist())},
+    i, j = (k.tolist() for k in linear_sum_assignment(M, maximize=True))
+    agreement, rest = float(M[i, j].mean()), M.sum() - M[i, j].sum()
+    halves, scale = _few_halves(len(a), n_boot, max_rows, seed)
+    replicates = [np.mean([cka(a[h][:, sa[k]], b[h][:, sb[l]], kernel) for k, l in zip(i, j)]) for h in halves]
+    low, high = half_sample_interval(agreement, replicates, scale=scale)
+    return dict(agreement=agreement, low=low, high=high, match={f"r_{k}": f"r_{l}" for k, l in zip(i, j)},
                 others=float(rest / max(M.size - len(i), 1)), matrix=M.tolist())

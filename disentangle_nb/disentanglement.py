@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Factor', 'as_factors', 'as_blocks', 'equal_width_bins', 'label_entropy', 'mi_matrix', 'Regressor', 'ridge_probe',
-           'mlp_regressor', 'Reading', 'read_factor', 'linear_importance', 'refit', 'each_dimension',
+           'mlp_regressor', 'Reading', 'read_factor', 'linear_importance', 'refit', 'each_dimension', 'boosted_trees',
            'boosted_importance', 'block_sums', 'dci_disentanglement', 'dci_completeness', 'explicitness_area',
            'explicitness_es', 'capacity_readings', 'top_gap', 'mig', 'balanced_accuracy', 'sap_matrix', 'modularity',
            'auc', 'explicitness_auc', 'active_codes', 'infom', 'infoc', 'med', 'top_k_med']
@@ -39,7 +39,7 @@ class Factor:
         "Number of classes in training"
         return len(self.values)
 
-# %% ../nbs/11_disentanglement.ipynb #53704615
+# %% ../nbs/11_disentanglement.ipynb #4037feff
 def _columns(y):
     "Columns of an array or DataFrame as NumPy vectors, and their names if there are any"
     if hasattr(y, "columns"): return [y[c].to_numpy() for c in y.columns], [str(c) for c in y.columns]
@@ -48,16 +48,22 @@ def _columns(y):
     if y.ndim != 2: raise ValueError(f"factors must have shape (n, F), got {y.shape}")
     return list(y.T), None
 
+def _missing(v):
+    "Which entries of a column are missing or infinite"
+    if v.dtype.kind == "f": return ~np.isfinite(v)
+    return np.array([x is None or type(x).__name__ == "NAType" or x != x for x in v]) if v.dtype.kind == "O" else np.zeros(len(v), bool)
+
 def _factor(name, a, b, discrete):
     "Check and renumber one column"
     if discrete is None: discrete = a.dtype.kind != "f"
     for v, part in ((a, "train"), (b, "test")):
-        if v.dtype.kind == "f" and not np.isfinite(v).all(): raise ValueError(f"{name}: NaN or infinite values in the {part} factor")
+        bad = _missing(v).sum()
+        if bad: raise ValueError(f"{name}: NaN, missing or infinite values in {bad} rows of the {part} factor: drop those rows")
     values, codes = np.unique(a, return_inverse=True)
     if len(values) < 2: raise ValueError(f"{name}: only one value in training, nothing to measure: drop this factor")
     if not discrete: return Factor(name, torch.tensor(a.astype(float)), torch.tensor(b.astype(float)), False)
     new = np.setdiff1d(b, values)
-    if len(new): raise ValueError(f"{name}: classes {new[:5].tolist()} occur on test but are absent from training")
+    if len(new): raise ValueError(f"{name}: classes {new[:5].tolist()} occur on test but are absent from training: drop those rows, or choose another split")
     return Factor(name, torch.tensor(codes), torch.tensor(np.searchsorted(values, b)), True, tuple(values.tolist()))
 
 # %% ../nbs/11_disentanglement.ipynb #f2923df8
@@ -74,7 +80,7 @@ def as_factors(
     if not len(a) == len(b) == len(names): raise ValueError(f"{len(a)} train factors, {len(b)} test factors and {len(names)} names {names} must be as many")
     return [_factor(*args) for args in zip(names, a, b, kinds)]
 
-# %% ../nbs/11_disentanglement.ipynb #0fdd76d7
+# %% ../nbs/11_disentanglement.ipynb #17749bb3
 def as_blocks(
     slices, # number of equal slices, their widths, or a sequence of index lists
     D: int, # width of the embedding
@@ -82,7 +88,8 @@ def as_blocks(
     "Column order and contiguous slices for any partition of the dimensions"
     if isinstance(slices, (int, np.integer)) or all(isinstance(s, (int, np.integer)) for s in slices):
         return np.arange(D), as_slices(slices, D)
-    blocks = [np.arange(D)[s].ravel() for s in slices]
+    try: blocks = [np.arange(D)[s if isinstance(s, slice) else np.asarray(s)].ravel() for s in slices]
+    except IndexError as e: raise ValueError(f"slices must hold indices of the {D} dimensions: {e}") from None
     order = np.concatenate(blocks)
     twice, missing = [i for i in range(D) if (order == i).sum() > 1], np.setdiff1d(np.arange(D), order).tolist()
     if twice: raise ValueError(f"slices overlap in dimensions {twice}")
@@ -110,37 +117,44 @@ def _plug_in(counts):
     p = counts / counts.sum((1, 2), keepdims=True)
     return entr(p.sum(2)).sum(1) + entr(p.sum(1)).sum(1) - entr(p).sum((1, 2))
 
-# %% ../nbs/11_disentanglement.ipynb #e37b70ee
+# %% ../nbs/11_disentanglement.ipynb #e034733b
 def _closer(v, r):
     "Number of entries of `v`, itself included, that are closer than `r` to each entry"
     order, r = np.sort(v), r * (1 - 1e-9)
     return np.searchsorted(order, v + r, "right") - np.searchsorted(order, v - r, "left")
 
-def _kth_distance(v, k):
-    "Distance of each row to its `k`-th nearest other row, largest coordinate difference"
-    return cKDTree(v).query(v, k + 1, p=np.inf)[0][:, -1]
+def _kth_on_line(x, k):
+    "Distance of each entry to the `k`-th nearest other one of its column"
+    order, n = x.argsort(0), len(x)
+    v, d = np.take_along_axis(x, order, 0), np.full(x.shape, np.inf)
+    for j in range(k + 1):
+        i = np.arange(j, n - k + j)
+        d[i] = np.minimum(d[i], np.maximum(v[i] - v[i - j], v[i - j + k] - v[i]))
+    np.put_along_axis(out := np.empty_like(d), order, d, 0)
+    return out
 
-def _ross(v, y, k):
-    "Ross 2014: a continuous vector and classes"
-    r, kk, n = np.zeros(len(v)), np.ones(len(v)), np.bincount(y)[y]
-    for c in np.unique(y):
-        i = y == c
-        kk[i] = max(min(k, i.sum() - 1), 1)
-        if i.sum() > 1: r[i] = _kth_distance(v[i, None], int(kk[i][0]))
-    i = n > 1
-    return digamma(i.sum()) + (digamma(kk) - digamma(n))[i].mean() - digamma(_closer(v[i], r[i])).mean()
+def _ross(x, y, k):
+    "Ross 2014: continuous columns and classes"
+    x, y = (t[(np.bincount(y) > 1)[y]] for t in (x, y))
+    if not len(y): return np.zeros(x.shape[1])
+    size, r = np.bincount(y)[y], np.empty(x.shape)
+    near = np.minimum(k, size - 1)
+    for c in np.unique(y): r[y == c] = _kth_on_line(x[y == c], near[y == c][0])
+    return digamma(len(y)) + (digamma(near) - digamma(size)).mean() - np.array([digamma(_closer(v, s)).mean() for v, s in zip(x.T, r.T)])
 
-def _kraskov(v, y, k):
-    "Kraskov et al. 2004, first estimate: two continuous vectors"
-    r = _kth_distance(np.stack([v, y], 1), k)
-    return digamma(len(v)) + digamma(k) - (digamma(_closer(v, r)) + digamma(_closer(y, r))).mean()
+def _kraskov(x, y, k):
+    "Kraskov et al. 2004, first estimate: continuous columns and a continuous vector"
+    k = min(k, len(y) - 1)
+    def one(v):
+        r = cKDTree(p := np.stack([v, y], 1)).query(p, k + 1, p=np.inf)[0][:, -1]
+        return digamma(len(v)) + digamma(k) - (digamma(_closer(v, r)) + digamma(_closer(y, r))).mean()
+    return np.array([one(v) for v in x.T])
 
-def _knn_mi(x, f, k=10):
-    "Nearest-neighbour estimates of all dimensions, negative ones set to 0"
+def _knn_mi(x, f, i=slice(None), k=10):
+    "Nearest-neighbour estimates of all dimensions on rows `i`, negative ones set to 0"
     standard = lambda v: (v - v.mean(0)) / np.where(v.std(0) > 0, v.std(0), 1)
-    one = _ross if f.discrete else _kraskov
-    y = f.test.numpy() if f.discrete else standard(f.test.numpy())
-    return np.array([max(one(v, y, k), 0.) for v in standard(x).T])
+    y = f.test.numpy()[i]
+    return np.maximum(_ross(standard(x[i]), y, k) if f.discrete else _kraskov(standard(x[i]), standard(y), k), 0.)
 
 # %% ../nbs/11_disentanglement.ipynb #f2324cc9
 def _classes(f, bins=20):
@@ -236,7 +250,7 @@ def mlp_regressor(
         noise = max(valid(), 1e-12)
     return Regressor(net, mean, std, y.mean().item(), y.std(unbiased=False).item(), noise)
 
-# %% ../nbs/11_disentanglement.ipynb #104fe1fe
+# %% ../nbs/11_disentanglement.ipynb #f055317d
 class Reading(NamedTuple):
     "One factor read from one part of an embedding, row by row on test"
     discrete: bool # kind of the factor
@@ -244,7 +258,7 @@ class Reading(NamedTuple):
     base: np.ndarray # of predicting nothing: unused; or the squared deviation from the training mean
     info: np.ndarray # nats gained over the prior
     prior: np.ndarray # minus log-probability under the prior, nats
-    logp: np.ndarray # log-probabilities `(m, C)`, None if continuous
+    odds: np.ndarray # log-odds of every class `(m, C)`, None if continuous
     probe: object # the fitted probe
 
     def accuracy(self, i=slice(None)) -> float: # percent
@@ -260,7 +274,12 @@ class Reading(NamedTuple):
         "Share of the factor: information over its entropy, or R squared"
         return self.info[i].sum() / self.prior[i].sum() if self.discrete else self.accuracy(i) / 100
 
-# %% ../nbs/11_disentanglement.ipynb #2f611d6c
+# %% ../nbs/11_disentanglement.ipynb #37caddf8
+def _log_odds(logp):
+    "Log-odds of every class from log-probabilities `(m, C)`, exact where a class is nearly certain"
+    others = ~np.eye(logp.shape[1], dtype=bool)
+    return logp - np.stack([np.logaddexp.reduce(logp[:, o], 1) for o in others], 1)
+
 def read_factor(
     x, # training embeddings `(n, D)`
     xt, # test embeddings `(m, D)`
@@ -274,7 +293,7 @@ def read_factor(
         p = {"linear": linear_probe, "mlp": mlp_probe}[probe](x, f.train, **kw)
         logp, test = p.log_prob(xt).cpu(), f.test
         prior = -(torch.bincount(f.train) / len(f.train)).double().log()[test]
-        return Reading(True, n(logp.argmax(1) == test), np.ones(len(test)), n(logp.gather(1, test[:, None])[:, 0]) + n(prior), n(prior), n(logp), p)
+        return Reading(True, n(logp.argmax(1) == test), np.ones(len(test)), n(logp.gather(1, test[:, None])[:, 0]) + n(prior), n(prior), _log_odds(n(logp)), p)
     p = {"linear": ridge_probe, "mlp": mlp_regressor}[probe](x, f.train, **kw)
     err, dev, var = n((p.predict(xt).cpu() - f.test)**2), n((f.test - p.y_mean)**2), p.y_std**2
     nll = lambda sq, v: 0.5 * (np.log(2 * np.pi * v) + sq / v)
@@ -318,22 +337,28 @@ def each_dimension(
     "Every dimension as a part of its own"
     return [slice(i, i + 1) for i in range(D)]
 
-# %% ../nbs/11_disentanglement.ipynb #af8c9648
-def boosted_importance(
+# %% ../nbs/11_disentanglement.ipynb #8f1ef80d
+def boosted_trees(
     x, # training embeddings `(n, D)`
     factors: list, # of `Factor`
-    max_rows: int = 1000, # rows that the trees are fitted on
+    rows=None, # training rows to fit on; default 1,000 drawn by the seed
     n_estimators: int = 100, # rounds
     max_features="sqrt", # dimensions that a split may use; None for all, as published
     seed: int = 0, # of rows and splits
-) -> np.ndarray: # `(D, F)`, columns sum to 1
-    "Impurity importance of every dimension in gradient-boosted trees"
+) -> list: # of fitted scikit-learn estimators, one for each factor
+    "Gradient-boosted trees that predict each factor from the embedding"
     from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
     x = check_embeddings(x).double().cpu().numpy()
-    keep = np.random.default_rng(seed).permutation(len(x))[:max_rows]
+    if rows is None: rows = np.random.default_rng(seed).permutation(len(x))[:1000]
     kw = dict(n_estimators=n_estimators, max_features=max_features, random_state=seed)
     make = lambda f: (GradientBoostingClassifier if f.discrete else GradientBoostingRegressor)(**kw)
-    return _scaled(np.stack([make(f).fit(x[keep], f.train.numpy()[keep]).feature_importances_ for f in factors], 1))
+    return [make(f).fit(x[rows], f.train.numpy()[rows]) for f in factors]
+
+def boosted_importance(
+    trees: list, # as `boosted_trees` returns them
+) -> np.ndarray: # `(D, F)`, columns sum to 1
+    "Impurity importance of every dimension"
+    return _scaled(np.stack([t.feature_importances_ for t in trees], 1))
 
 def block_sums(
     R: np.ndarray, # `(D, F)`
@@ -362,7 +387,7 @@ def dci_completeness(
     "Importance-weighted completeness of the factors"
     return dci_disentanglement(R.T)
 
-# %% ../nbs/11_disentanglement.ipynb #c6b72c2c
+# %% ../nbs/11_disentanglement.ipynb #6cb92518
 def explicitness_area(
     losses, # test loss at each capacity
     capacities, # increasing
@@ -388,10 +413,11 @@ def capacity_readings(
     xt, # test embeddings `(m, D)`
     f: Factor, # what is read
     widths=(8, 32, 128), # of the MLPs' hidden layer, increasing
-    linear: Reading = None, # the linear probe's, if there is one already
+    known=None, # width to `Reading` of probes that were fitted already, 1 for the linear probe
 ) -> dict: # width to `Reading`, 1 for the linear probe
     "The factor read by a linear probe and MLPs of increasing width"
-    return {1: linear or read_factor(x, xt, f)} | {w: read_factor(x, xt, f, "mlp", width=w) for w in widths}
+    read = lambda w: read_factor(x, xt, f) if w == 1 else read_factor(x, xt, f, "mlp", width=w)
+    return {w: (known or {}).get(w) or read(w) for w in (1, *widths)}
 
 # %% ../nbs/11_disentanglement.ipynb #65ec222b
 def top_gap(
@@ -453,14 +479,14 @@ def modularity(
     delta = (sq.sum(1) - top) / (np.where(top > 0, top, 1) * (I.shape[1] - 1))
     return float(np.where(top > 0, 1 - delta, 0).mean())
 
-# %% ../nbs/11_disentanglement.ipynb #d5892467
+# %% ../nbs/11_disentanglement.ipynb #b4467f04
 def auc(
-    score: np.ndarray, # `(m,)`, larger speaks for the class
-    positive: np.ndarray, # bool `(m,)`
-) -> float: # 0 to 1; ties count half
+    score: np.ndarray, # `(m,)` or `(m, C)`, larger speaks for the class
+    positive: np.ndarray, # bool, the same shape
+) -> np.ndarray: # `()` or `(C,)`, 0 to 1; ties count half
     "Area under the ROC curve by ranks"
-    n, m = positive.sum(), (~positive).sum()
-    return float((rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * m))
+    n, m = positive.sum(0), (~positive).sum(0)
+    return ((rankdata(score, axis=0) * positive).sum(0) - n * (n + 1) / 2) / (n * m)
 
 def explicitness_auc(
     r: Reading, # of a discrete factor
@@ -469,10 +495,8 @@ def explicitness_auc(
 ) -> float: # 0.5 to 1; nan if continuous
     "One-versus-rest area under the ROC curve, averaged over the classes on test"
     if not r.discrete: return float("nan")
-    logp, y = r.logp[i], y[i]
-    present = [c for c in np.unique(y) if (y != c).any()]
-    odds = lambda c: logp[:, c] - np.logaddexp.reduce(np.delete(logp, c, 1), axis=1)
-    return float(np.mean([auc(odds(c), y == c) for c in present])) if present else float("nan")
+    present = [c for c in np.unique(y[i]) if (y[i] != c).any()]
+    return float(auc(r.odds[i][:, present], y[i][:, None] == present).mean()) if present else float("nan")
 
 # %% ../nbs/11_disentanglement.ipynb #67b1b163
 def active_codes(

@@ -191,10 +191,10 @@ class MLPProbe(ProbeBase):
         "Log-probability of each class"
         return F.log_softmax(self.net((check_embeddings(x).to(self.mean) - self.mean) / self.std), 1)
 
-# %% ../nbs/06_probing.ipynb #8986bb42
+# %% ../nbs/06_probing.ipynb #5afaea76
 def _train_mlp(net, z, y, valid_loss, epochs, bs, lr, gen, loss_fn=F.cross_entropy):
     "Adam over shuffled mini-batches; leaves `net` at its best epoch"
-    opt = torch.optim.Adam(net.parameters(), lr=lr)
+    opt = torch.optim.Adam(net.parameters(), lr=lr, fused=True)
     best = float("inf"), None
     for _ in range(epochs):
         for i in torch.randperm(len(z), generator=gen).to(z.device).split(bs):

@@ -8,61 +8,41 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.spatial.distance import cdist, pdist
 
+import references as ref
+
 from disentangle_nb.dependence import (cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
                                        median_bandwidth, seed_agreement, slice_dependence)
 
 SEEDS = range(20)
 
 
-def arrays(seed, n=None):
-    rng = np.random.default_rng(seed)
-    n, D, E = n or int(rng.integers(20, 80)), *rng.integers(1, 6, 2)
-    x = rng.normal(size=(n, D)).astype(np.float32)
-    y = (rng.uniform(0, 1.5) * x[:, :1]**2 + rng.normal(size=(n, E)) * rng.choice([.1, 1, 10])).astype(np.float32)
-    return x.astype(float), y.astype(float)
-
-
-def kernel_matrix(x, kernel):
-    if kernel == "linear": return (x - x.mean(0)) @ (x - x.mean(0)).T
-    d = cdist(x, x)
-    return d if kernel == "distance" else np.exp(-d**2 / (2 * np.median(pdist(x))**2))
-
-
-def slow_hsic(K, L, unbiased):
-    n = len(K)
-    H = np.eye(n) - 1 / n
-    if not unbiased: return np.trace(K @ H @ L @ H) / n**2
-    K, L, one = K - np.diag(np.diag(K)), L - np.diag(np.diag(L)), np.ones(n)
-    return (np.trace(K @ L) + one @ K @ one * (one @ L @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * one @ K @ L @ one) / (n * (n - 3))
-
-
 @pytest.mark.parametrize("kernel", ["linear", "rbf", "distance"])
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_hsic_and_cka_are_the_whole_matrix_formulas(kernel, unbiased):
     for seed in SEEDS:
-        x, y = arrays(seed)
-        K, L = kernel_matrix(x, kernel), kernel_matrix(y, kernel)
-        want = slow_hsic(K, L, unbiased)
-        scale = np.sqrt(slow_hsic(K, K, unbiased) * slow_hsic(L, L, unbiased))
+        x, y = ref.random_pair(seed)
+        K, L = ref.kernel_matrix(x, kernel), ref.kernel_matrix(y, kernel)
+        want = ref.hsic(K, L, unbiased)
+        scale = np.sqrt(ref.hsic(K, K, unbiased) * ref.hsic(L, L, unbiased))
         assert hsic(x, y, kernel, unbiased) == pytest.approx(want, abs=1e-9 * scale)
         assert cka(x, y, kernel, unbiased) == pytest.approx(want / scale, abs=1e-8)
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_tiles_give_what_whole_matrices_give(unbiased):
-    x, y = arrays(3, n=1300)
+    x, y = ref.random_pair(3, n=1300)
     K, L = (np.exp(-cdist(v, v)**2 / 8) for v in (x, y))
-    assert hsic(x, y, unbiased=unbiased, bandwidth=2.) == pytest.approx(slow_hsic(K, L, unbiased), rel=1e-8)
+    assert hsic(x, y, unbiased=unbiased, bandwidth=2.) == pytest.approx(ref.hsic(K, L, unbiased), rel=1e-8)
 
 
 def test_bandwidth_is_the_median_distance():
-    for seed in SEEDS: assert median_bandwidth(arrays(seed)[0]) == pytest.approx(np.median(pdist(arrays(seed)[0])), rel=1e-9)
+    for seed in SEEDS: assert median_bandwidth(ref.random_pair(seed)[0]) == pytest.approx(np.median(pdist(ref.random_pair(seed)[0])), rel=1e-9)
 
 
 def test_distance_correlation_is_dcors():
     dcor = pytest.importorskip("dcor", reason="dcor is not installed: the reference for distance correlation")
     for seed in SEEDS:
-        x, y = arrays(seed)
+        x, y = ref.random_pair(seed)
         assert distance_correlation(x, y, bias_corrected=False) == pytest.approx(dcor.distance_correlation(x, y), abs=1e-8)
         assert distance_correlation(x, y) == pytest.approx(dcor.u_distance_correlation_sqr(x, y), abs=1e-8)
 
@@ -70,7 +50,7 @@ def test_distance_correlation_is_dcors():
 def test_debiased_rbf_cka_and_dcorr_are_hyppos():
     hyppo = pytest.importorskip("hyppo.independence", reason="hyppo is not installed: the reference for HSIC")
     for seed in SEEDS:
-        x, y = arrays(seed)
+        x, y = ref.random_pair(seed)
         s = median_bandwidth(x)
         for bias in (False, True):
             theirs = hyppo.Hsic(bias=bias, gamma=1 / (2 * s**2)).statistic(x, y)
@@ -80,14 +60,14 @@ def test_debiased_rbf_cka_and_dcorr_are_hyppos():
 
 
 def test_permutation_p_is_counted_over_whole_matrices():
-    for seed in range(5):
-        x, y = arrays(seed, n=40)
-        K, L = kernel_matrix(x, "rbf"), kernel_matrix(y, "rbf")
+    for seed in SEEDS:
+        x, y = ref.random_pair(seed, n=40)
+        K, L = ref.kernel_matrix(x, "rbf"), ref.kernel_matrix(y, "rbf")
         rng = np.random.default_rng(seed)
-        perms = [rng.permutation(40) for _ in range(2000)]
-        null = [slow_hsic(K, L[np.ix_(p, p)], True) for p in perms]
-        want = np.mean(np.array(null) >= slow_hsic(K, L, True))
-        assert independence_test(x, y, n_perm=999) == pytest.approx(want, abs=0.05)
+        perms = [rng.permutation(40) for _ in range(1000)]
+        null = [ref.hsic(K, L[np.ix_(p, p)], True) for p in perms]
+        want = np.mean(np.array(null) >= ref.hsic(K, L, True))
+        assert independence_test(x, y, n_perm=499) == pytest.approx(want, abs=0.07)
 
 
 def test_p_values_are_uniform_when_independent():
@@ -149,6 +129,21 @@ def test_agreement_is_invariant_to_order_rotation_and_scale():
     y = torch.cat([5 * x[:, 6:], x[:, :3] @ Q, -x[:, 3:6]], 1)
     found = seed_agreement(x, y, slices=3)
     assert found["match"] == {"r_0": "r_1", "r_1": "r_2", "r_2": "r_0"} and found["agreement"] == pytest.approx(1, abs=1e-5)
+
+
+def test_agreement_is_the_best_matching_of_the_debiased_cka_table():
+    from itertools import permutations
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(60, 6))
+        y = x[:, rng.permutation(6)] + rng.normal(size=(60, 6))
+        M = np.array([[ref.cka(x[:, i:i + 2], y[:, j:j + 2], "linear", True) for j in (0, 2, 4)] for i in (0, 2, 4)])
+        best = max(permutations(range(3)), key=lambda p: sum(M[i, p[i]] for i in range(3)))
+        found = seed_agreement(x, y, slices=3, n_boot=20)
+        assert found["matrix"] == pytest.approx(M, abs=1e-6)
+        assert found["agreement"] == pytest.approx(np.mean([M[i, best[i]] for i in range(3)]), abs=1e-6)
+        assert found["low"] < found["agreement"] < found["high"]
+    assert np.isnan(seed_agreement(x, y, 3, n_boot=0)["low"])
 
 
 def test_no_kernel_matrix_is_kept():

@@ -1,17 +1,16 @@
 "Disentanglement metrics against slow re-derivations from the papers' formulas, scikit-learn and SciPy"
-import math
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from scipy.special import digamma
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression, r_regression
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import balanced_accuracy_score, log_loss, mutual_info_score, roc_auc_score
 
-from disentangle_nb.disentanglement import (active_codes, as_blocks, as_factors, boosted_importance, capacity_readings, dci_completeness,
+import references as ref
+
+from disentangle_nb.disentanglement import (active_codes, as_blocks, as_factors, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
                                             dci_disentanglement, each_dimension, explicitness_area, explicitness_auc, explicitness_es, infoc,
                                             infom, label_entropy, linear_importance, med, mi_matrix, mig, modularity, read_factor,
                                             refit, sap_matrix, top_gap, top_k_med)
@@ -19,171 +18,94 @@ from disentangle_nb.disentanglement import (active_codes, as_blocks, as_factors,
 SEEDS = range(20)
 
 
-def matrix(seed):
-    rng = np.random.default_rng(seed)
-    M = rng.gamma(0.5, size=(int(rng.integers(2, 9)), int(rng.integers(2, 6))))
-    if seed % 4 == 0: M[0] = 0  # a dead code
-    return M
-
-
-def data(seed, n=300, D=5):
-    rng = np.random.default_rng(seed)
-    y = np.stack([rng.integers(c, size=n) for c in (3, 4)], 1)
-    x = rng.normal(size=(n, D)) + rng.normal(size=(3, D))[y[:, 0]] + rng.normal(size=(4, D))[y[:, 1]]
-    return x.astype(np.float32), y
-
-
-def entropy(p, base): return -sum(v * math.log(v, base) for v in p if v > 0)
-
-
-def slow_dci(R):
-    "Eastwood and Williams 2018, section 2"
-    D, F = R.shape
-    dis = com = 0.
-    for i in range(D):
-        if R[i].sum() > 0: dis += R[i].sum() / R.sum() * (1 - entropy(R[i] / R[i].sum(), F))
-    for j in range(F): com += R[:, j].sum() / R.sum() * (1 - entropy(R[:, j] / R[:, j].sum(), D))
-    return dis, com
-
-
 def test_dci():
     for seed in SEEDS:
-        R = matrix(seed)
-        assert (dci_disentanglement(R), dci_completeness(R)) == pytest.approx(slow_dci(R), abs=1e-9)
+        R = ref.random_matrix(seed)
+        assert (dci_disentanglement(R), dci_completeness(R)) == pytest.approx(ref.dci(R), abs=1e-9)
 
 
 def test_mig():
     for seed in SEEDS:
-        I, rng = matrix(seed), np.random.default_rng(seed)
-        H = rng.uniform(1, 3, I.shape[1])
-        want = 0.
-        for j in range(I.shape[1]):
-            best, second = sorted(I[:, j], reverse=True)[:2]
-            want += (best - second) / H[j] / I.shape[1]
-        assert mig(I, H) == pytest.approx(want)
+        I = ref.random_matrix(seed)
+        H = np.random.default_rng(seed).uniform(1, 3, I.shape[1])
+        assert mig(I, H) == pytest.approx(ref.mig(I, H))
 
 
 def test_modularity():
-    for seed in SEEDS:
-        I, want = matrix(seed), 0.
-        for row in I:
-            best = max(range(len(row)), key=lambda j: row[j])
-            if row[best] == 0: continue
-            t = [row[j] if j == best else 0 for j in range(len(row))]
-            want += 1 - sum((v - w)**2 for v, w in zip(row, t)) / (row[best]**2 * (len(row) - 1))
-        assert modularity(I) == pytest.approx(want / len(I))
+    for seed in SEEDS: assert modularity(ref.random_matrix(seed)) == pytest.approx(ref.modularity(ref.random_matrix(seed)))
 
 
 def test_infom_and_infoc():
     for seed in SEEDS:
-        N = matrix(seed)
-        D, F = N.shape
-        live = [i for i in range(D) if sum(N[i]) > 0]
-        m = sum(max(N[i]) / sum(N[i]) for i in live) / len(live)
-        c = sum(max(N[:, j]) / sum(N[:, j]) for j in range(F)) / F
-        assert infom(N) == pytest.approx((m - 1 / F) / (1 - 1 / F))
-        assert infoc(N) == pytest.approx((c - 1 / D) / (1 - 1 / D))
-
-
-def slow_top_k(I, k):
-    "Cao et al. 2022: of the codes that each factor claims, the k most disentangled"
-    R = I / I.sum(0)
-    D, F = R.shape
-    dis = [1 - entropy(R[i] / R[i].sum(), F) if R[i].sum() > 0 else 0 for i in range(D)]
-    keep = []
-    for j in range(F):
-        mine = [i for i in range(D) if max(range(F), key=lambda f: R[i, f]) == j]
-        keep += sorted(mine, key=lambda i: -dis[i])[:k]
-    return sum(dis[i] * R[i].sum() for i in keep) / sum(R[i].sum() for i in keep)
+        N = ref.random_matrix(seed)
+        assert (infom(N), infoc(N)) == pytest.approx(ref.infom_infoc(N))
 
 
 def test_med_and_top_k_med():
     for seed in SEEDS:
-        I = matrix(seed)
-        assert med(I) == pytest.approx(slow_dci(I / I.sum(0))[0])
-        for k in (1, 2, 100): assert top_k_med(I, k) == pytest.approx(slow_top_k(I, k))
+        I = ref.random_matrix(seed)
+        assert med(I) == pytest.approx(ref.med(I))
+        for k in (1, 2, 100): assert top_k_med(I, k) == pytest.approx(ref.top_k_med(I, k))
 
 
 def test_explicitness_area_is_the_trapezoid():
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         k, l, base = np.sort(rng.uniform(0, 5, 6)), rng.uniform(0, 2, 6), rng.uniform(1, 3)
-        best = np.array([l[:i + 1].min() for i in range(6)])
-        want = 1 - np.trapezoid(best - best.min(), k) / (0.5 * (k[-1] - k[0]) * base)
-        assert explicitness_area(l, k, base) == pytest.approx(want)
+        assert explicitness_area(l, k, base) == pytest.approx(ref.explicitness_area(l, k, base))
 
 
 def test_mutual_information_is_scikit_learns_on_20_bins():
     for seed in SEEDS:
-        x, y = data(seed)
+        x, y = ref.random_data(seed)
         x[:, 4] = 0.1
         I = mi_matrix(x, as_factors(y, y))
         for i in range(5):
-            edges = np.histogram_bin_edges(x[:, i].astype(float), 20)
-            b = np.digitize(x[:, i].astype(float), edges[:-1])
-            for j in range(2): assert I[i, j] == pytest.approx(mutual_info_score(b, y[:, j]), abs=1e-9)
+            for j in range(2): assert I[i, j] == pytest.approx(ref.binned_information(x[:, i], y[:, j]), abs=1e-9)
 
 
 def test_continuous_factor_is_binned():
     for seed in SEEDS:
-        x, _ = data(seed)
+        x, _ = ref.random_data(seed)
         v = x[:, 0].astype(float) + np.random.default_rng(seed).normal(size=len(x))
-        bins = lambda c: np.digitize(c, np.histogram_bin_edges(c, 20)[:-1])
         I, f = mi_matrix(x, as_factors(v, v)), as_factors(v, v)[0]
-        assert I[0, 0] == pytest.approx(mutual_info_score(bins(x[:, 0].astype(float)), bins(v)), abs=1e-9)
-        assert label_entropy(f) == pytest.approx(mutual_info_score(bins(v), bins(v)))
+        assert I[0, 0] == pytest.approx(ref.binned_information(x[:, 0], ref.bins(v)), abs=1e-9)
+        assert label_entropy(f) == pytest.approx(mutual_info_score(ref.bins(v), ref.bins(v)))
 
 
 def test_nearest_neighbour_information_is_ross_2014():
     for seed in SEEDS:
-        x, y = data(seed, n=60, D=1)
-        v, c = (x[:, 0].astype(float) - x[:, 0].astype(float).mean()) / x[:, 0].astype(float).std(), y[:, 0]
-        ks, ms, ns = [], [], []
-        for i in range(60):
-            same = np.sort(np.abs(v[c == c[i]] - v[i]))
-            k = min(10, len(same) - 1)
-            ks.append(digamma(k)), ns.append(digamma(len(same)))
-            ms.append(digamma((np.abs(v - v[i]) < same[k] * (1 - 1e-9)).sum()))
-        want = max(0, digamma(60) + np.mean(ks) - np.mean(ns) - np.mean(ms))
-        got = mi_matrix(x, as_factors(y[:, :1], y[:, :1]), estimator="knn")[0, 0]
-        assert got == pytest.approx(want, abs=1e-9)
-        theirs = mutual_info_classif(x.astype(float), y[:, 0], n_neighbors=10, random_state=0)[0]
-        assert got == pytest.approx(theirs, abs=0.03)  # its noise and rounding count the k-th neighbour in some rows
+        x, y = ref.random_data(seed, n=60, D=2)
+        got = mi_matrix(x, as_factors(y[:, :1], y[:, :1]), estimator="knn")[:, 0]
+        assert got == pytest.approx([ref.ross(v, y[:, 0]) for v in x.T], abs=1e-9)
+        # scikit-learn adds noise and rounds, and so counts the k-th neighbour in some rows
+        assert got == pytest.approx(mutual_info_classif(x.astype(float), y[:, 0], n_neighbors=10, random_state=0), abs=0.03)
 
 
 def test_nearest_neighbour_information_of_a_continuous_factor_is_kraskov_2004():
     for seed in SEEDS:
-        x, _ = data(seed, n=60, D=1)
+        x, _ = ref.random_data(seed, n=60, D=2)
         w = x[:, 0].astype(float) + np.random.default_rng(seed).normal(size=60)
-        a, b = ((v - v.mean()) / v.std() for v in (x[:, 0].astype(float), w))
-        parts = []
-        for i in range(60):
-            da, db = np.abs(a - a[i]), np.abs(b - b[i])
-            r = np.sort(np.maximum(da, db))[10] * (1 - 1e-9)
-            parts.append(digamma((da < r).sum()) + digamma((db < r).sum()))
-        got = mi_matrix(x, as_factors(w, w), estimator="knn")[0, 0]
-        assert got == pytest.approx(max(0, digamma(60) + digamma(10) - np.mean(parts)), abs=1e-9)
-        assert got == pytest.approx(mutual_info_regression(x.astype(float), w, n_neighbors=10, random_state=0)[0], abs=0.01)
+        got = mi_matrix(x, as_factors(w, w), estimator="knn")[:, 0]
+        assert got == pytest.approx([ref.kraskov(v, w) for v in x.T], abs=1e-9)
+        assert got == pytest.approx(mutual_info_regression(x.astype(float), w, n_neighbors=10, random_state=0), abs=0.01)
 
 
-def slow_sap(x, y, xt, yt, bins=20):
-    edges = np.histogram_bin_edges(x, bins)
-    named = {}
-    for b in range(bins):
-        inside = np.array([(min(max(np.searchsorted(edges, v, side="right") - 1, 0), bins - 1)) == b for v in x])
-        share = [(inside & (y == c)).sum() / (y == c).sum() for c in range(y.max() + 1)]
-        named[b] = share.index(max(share))
-    guess = [named[min(max(np.searchsorted(edges, v, side="right") - 1, 0), bins - 1)] for v in xt]
-    return balanced_accuracy_score(yt, guess)
+def test_nearest_neighbour_information_where_neighbours_are_few():
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    lonely, w = np.array([0, 1, 2, 3, 4, 4]), np.arange(6.)
+    assert mi_matrix(x, as_factors(lonely, lonely), estimator="knn").min() >= 0
+    assert (mi_matrix(x, as_factors(np.arange(6), np.arange(6)), estimator="knn") == 0).all()
+    assert np.isfinite(mi_matrix(x, as_factors(w, w), estimator="knn")).all()
 
 
 def test_sap():
     for seed in SEEDS:
-        x, y = data(seed, D=2)
+        x, y = ref.random_data(seed, D=2)
         a, b = x[:200], x[200:]
         S = sap_matrix(a, b, as_factors(y[:200], y[200:]))
         for i in range(2):
-            for j in range(2): assert S[i, j] == pytest.approx(slow_sap(a[:, i].astype(float), y[:200, j], b[:, i].astype(float), y[200:, j]))
+            for j in range(2): assert S[i, j] == pytest.approx(ref.sap(a[:, i].astype(float), y[:200, j], b[:, i].astype(float), y[200:, j]))
         v = (x[:, 0] + np.random.default_rng(seed).normal(size=300)).astype(float)
         S = sap_matrix(a, b, as_factors(v[:200], v[200:]))
         assert S[:, 0] == pytest.approx(r_regression(b.astype(float), v[200:])**2, abs=1e-6)
@@ -192,7 +114,7 @@ def test_sap():
 
 def test_explicitness_is_the_one_versus_rest_auc_of_scikit_learn():
     for seed in SEEDS:
-        x, y = data(seed)
+        x, y = ref.random_data(seed)
         f = as_factors(y[:200, 1], y[200:, 1])[0]
         r = read_factor(x[:200], x[200:], f, l2=[1e-2])
         p = r.probe
@@ -204,7 +126,7 @@ def test_explicitness_is_the_one_versus_rest_auc_of_scikit_learn():
 
 def test_predictive_information_is_entropy_minus_log_loss():
     for seed in SEEDS:
-        x, y = data(seed)
+        x, y = ref.random_data(seed)
         f = as_factors(y[:200, 0], y[200:, 0])[0]
         r = read_factor(x[:200], x[200:], f, l2=[1e-2])
         p = r.probe
@@ -224,15 +146,15 @@ def test_continuous_reading_is_scikit_learns_ridge():
         r = read_factor(x[:200], x[200:], as_factors(y[:200], y[200:])[0])
         p = r.probe
         z = (x - p.mean.numpy()) / p.std.numpy()
-        ref = Ridge(alpha=200 * p.l2, tol=1e-12).fit(z[:200], y[:200])
-        assert p.weight[0].numpy() * p.y_std == pytest.approx(ref.coef_, rel=1e-4, abs=1e-4)
-        ss = ((y[200:] - ref.predict(z[200:]))**2).sum() / ((y[200:] - y[:200].mean())**2).sum()
+        ridge = Ridge(alpha=200 * p.l2, tol=1e-12).fit(z[:200], y[:200])
+        assert p.weight[0].numpy() * p.y_std == pytest.approx(ridge.coef_, rel=1e-4, abs=1e-4)
+        ss = ((y[200:] - ridge.predict(z[200:]))**2).sum() / ((y[200:] - y[:200].mean())**2).sum()
         assert r.accuracy() / 100 == pytest.approx(1 - ss, abs=1e-4)
 
 
 def test_linear_importance_is_the_mean_absolute_weight_and_the_logits_spread():
     for seed in SEEDS:
-        x, y = data(seed)
+        x, y = ref.random_data(seed)
         fs = as_factors(y, y)
         probes = [read_factor(x, x, f, l2=[1e-2]).probe for f in fs]
         W = [np.abs(p.weight.numpy()).mean(0) for p in probes]
@@ -243,7 +165,7 @@ def test_linear_importance_is_the_mean_absolute_weight_and_the_logits_spread():
 
 
 def test_block_importance_does_not_change_under_rotation_within_blocks():
-    x, y = data(0, n=600, D=8)
+    x, y = ref.random_data(0, n=600, D=8)
     blocks = [slice(0, 4), slice(4, 8)]
     z = (x - x.mean(0)) / x.std(0)
     L = [np.linalg.cholesky(np.linalg.inv(np.cov(z[:, s].T))) for s in blocks]
@@ -255,17 +177,17 @@ def test_block_importance_does_not_change_under_rotation_within_blocks():
 
 
 def test_boosted_importance_is_scikit_learns():
-    for seed in range(3):
-        x, y = data(seed, n=150)
-        R = boosted_importance(x, as_factors(y, y), max_features=None, n_estimators=10, max_rows=150)
-        order = np.random.default_rng(0).permutation(150)
-        ref = GradientBoostingClassifier(n_estimators=10, random_state=0).fit(x[order].astype(float), y[order, 0]).feature_importances_
-        assert R[:, 0] == pytest.approx(ref)
+    for seed in SEEDS:
+        x, y = ref.random_data(seed, n=100)
+        trees = boosted_trees(x, as_factors(y, y), max_features=None, n_estimators=3)
+        R, order = boosted_importance(trees), np.random.default_rng(0).permutation(100)
+        sk = GradientBoostingClassifier(n_estimators=3, random_state=0).fit(x[order].astype(float), y[order, 0]).feature_importances_
+        assert R[:, 0] == pytest.approx(sk)
         assert R.sum(0) == pytest.approx(1)
 
 
 def test_refit_on_the_same_rows_changes_nothing_and_on_others_little():
-    x, y = data(0, n=600)
+    x, y = ref.random_data(0, n=600)
     p = read_factor(x, x, as_factors(y, y)[0], l2=[1e-2]).probe
     assert refit(p, x, torch.tensor(y[:, 0])).weight.numpy() == pytest.approx(p.weight.numpy(), abs=1e-4)
     half = refit(p, x[:300], torch.tensor(y[:300, 0])).weight.numpy()
@@ -281,6 +203,25 @@ def test_explicitness_es_orders_easy_and_hard():
     f = as_factors(y[:600], y[600:])[0]
     E = [explicitness_es(capacity_readings(e[:600].astype(np.float32), e[600:].astype(np.float32), f, (16, 64))) for e in (easy, hard)]
     assert -1 <= E[1] < E[0] <= 1
+
+
+def test_explicitness_es_is_the_area_under_the_log_losses_of_the_probes():
+    for seed in SEEDS:
+        x, y = ref.random_data(seed, n=90)
+        f = as_factors(y[:60, 0], y[60:, 0])[0]
+        reads = capacity_readings(x[:60], x[60:], f, (4,))
+        losses = np.array([log_loss(y[60:, 0], r.probe.log_prob(x[60:]).double().softmax(1), labels=[0, 1, 2]) for r in reads.values()])
+        base = log_loss(y[60:, 0], np.tile(np.bincount(y[:60, 0]) / 60, (30, 1)), labels=[0, 1, 2])
+        assert explicitness_es(reads) == pytest.approx(ref.explicitness_area(losses, np.array([0., 2.]), base), abs=1e-4)
+
+
+def test_probes_that_were_fitted_already_are_used():
+    x, y = ref.random_data(0, n=90)
+    f = as_factors(y[:60, 0], y[60:, 0])[0]
+    known = {w: read_factor(x[:60], x[60:], f, p) for w, p in ((1, "linear"), (128, "mlp"))}
+    again = capacity_readings(x[:60], x[60:], f, (4, 128), known)
+    assert list(again) == [1, 4, 128] and again[1] is known[1] and again[128] is known[128]
+    assert capacity_readings(x[:60], x[60:], f, (128,))[128].score == pytest.approx(known[128].score)
 
 
 @settings(max_examples=80, deadline=None)
@@ -308,10 +249,25 @@ def test_any_partition_is_a_block_list(owner):
 
 
 @pytest.mark.parametrize("train,test,kw,error", [
-    ([[0], [0]], [[0]], {}, "only one value"), ([[0], [1]], [[2]], {}, "absent from training"), ([[0.], [np.inf]], [[0.]], {}, "NaN or infinite"),
-    ([[0], [1]], [[0]], dict(names=["a", "b"]), "must be as many"), (np.zeros((2, 2, 2)), np.zeros((2, 2, 2)), {}, "shape")])
+    ([[0], [0]], [[0]], {}, "only one value"), ([[0], [1]], [[2]], {}, "absent from training"), ([[0.], [np.inf]], [[0.]], {}, "missing or infinite"),
+    ([[0], [1]], [[0]], dict(names=["a", "b"]), "must be as many"),
+    (np.array(["a", None, "b"], object), np.array(["a"], object), {}, "missing or infinite values in 1 rows"), (np.zeros((2, 2, 2)), np.zeros((2, 2, 2)), {}, "shape")])
 def test_bad_factors(train, test, kw, error):
     with pytest.raises(ValueError, match=error): as_factors(train, test, **kw)
+
+
+def test_missing_entries_of_a_data_frame_are_refused():
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    whole = pd.DataFrame(dict(a=pd.array([0, 1, 2], dtype="Int64"), b=pd.Categorical(["x", "y", "x"])))
+    assert [f.n_classes for f in as_factors(whole, whole)] == [3, 2]
+    for gap in (dict(a=pd.array([0, 1, pd.NA], dtype="Int64")), dict(a=["x", "y", None]), dict(a=[0., 1., np.nan])):
+        with pytest.raises(ValueError, match="missing or infinite values in 1 rows of the train factor"): as_factors(pd.DataFrame(gap), pd.DataFrame(gap))
+
+
+@pytest.mark.parametrize("slices,error", [([[0, 1], [2, 4]], "indices of the 4"), ([[0.5], [1, 2, 3]], "indices of the 4"),
+                                          ([[0, 1], [1, 2, 3]], "overlap"), ([[0], [2, 3]], "leave out"), (3, "must divide"), ([], "sum to D=4")])
+def test_slices_that_are_no_partition(slices, error):
+    with pytest.raises(ValueError, match=error): as_blocks(slices, 4)
 
 
 def test_strings_booleans_and_numbered_classes_are_discrete():

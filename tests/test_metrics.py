@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
-from disentangle_nb.metrics import MetricsCard, bench_metrics, compare, load_embeddings, metrics_card
+import references as ref
+from disentangle_nb.metrics import MetricsCard, bench_metrics, compare, load_cards, load_embeddings, metrics_card, save_cards
 from disentangle_nb.probing import scorecard
 
 QUICK = dict(mlp=False, widths=(), n_boot=0, n_refit=0, n_perm=0)
@@ -55,6 +56,29 @@ def test_block_scores_are_reductions_of_the_information_table():
         assert block(card, "infom") == pytest.approx(2 * (np.mean([N[k].max() / N[k].sum() for k in range(2) if N[k].sum() > 0]) - 0.5))
         assert block(card, "infoc") == pytest.approx(2 * (np.mean([N[:, j].max() / N[:, j].sum() for j in range(2) if N[:, j].sum() > 0]) - 0.5))
         assert card.values["infoe"]["whole"]["value"] == pytest.approx(np.mean([I["r"][f] / prior[f] for f in prior]))
+
+
+def test_dimension_scores_are_the_papers():
+    for seed in range(20):
+        x, y = ref.random_data(seed, n=160, D=4)
+        train, (xt, yt) = (x[:100], y[:100]), (x[100:], y[100:])
+        dims = {k: v["dimension"]["value"] for k, v in metrics_card(*train, test=(xt, yt), **QUICK).values.items() if "dimension" in v}
+        I = np.array([[ref.binned_information(v, yt[:, j]) for j in range(2)] for v in xt.T])
+        H = [ref.entropy(np.bincount(yt[:, j]) / 60, np.e) for j in range(2)]
+        S = np.array([[ref.sap(a.astype(float), y[:100, j], b.astype(float), yt[:, j]) for j in range(2)] for a, b in zip(x[:100].T, xt.T)])
+        N = np.array([[ref.ross(v, yt[:, j]) / H[j] for j in range(2)] for v in xt.T])
+        assert dims["mig"] == pytest.approx(ref.mig(I, H)) and dims["sap"] == pytest.approx(ref.mig(S, [1, 1]))
+        assert dims["modularity"] == pytest.approx(ref.modularity(I)) and dims["med"] == pytest.approx(ref.med(I))
+        assert dims["top_k_med"] == pytest.approx(ref.top_k_med(I, 5))
+        assert (dims["infom"], dims["infoc"]) == pytest.approx(ref.infom_infoc(N), abs=1e-6)
+
+
+def test_every_score_has_an_interval():
+    card = metrics_card(X[:300], Y[:300], boosted=True, **{**QUICK, "mlp": True, "widths": (4,), "n_boot": 3, "n_refit": 2})
+    bare = {(k, c) for k, cols in card.values.items() for c, e in cols.items() if e["low"] is None}
+    assert bare == {("size", "block"), ("size", "dimension")}  # which is counted and not estimated
+    for pair in card.dependence.values():
+        for e in pair.values(): assert e["low"] <= e["value"] <= e["high"]
 
 
 def test_sap_by_block_is_the_gap_of_balanced_accuracies():
@@ -120,6 +144,7 @@ def test_unjudged_factors_are_shown_and_enter_nothing():
 
 def test_boosted_scores_are_added():
     card = metrics_card(X, Y, boosted=True, **QUICK)
+    assert card.values["informativeness_boosted"]["whole"]["value"] > 0.8
     assert 0.3 < block(card, "dci_disentanglement_boosted") <= 1 and 0 <= card.values["dci_completeness_boosted"]["dimension"]["value"] <= 1
 
 
@@ -177,13 +202,21 @@ def test_npz_files(tmp_path):
     with pytest.raises(ValueError, match="expected embeddings and factors"): load_embeddings(tmp_path / "b.npz")
 
 
-def run(*args): return subprocess.run([sys.executable, "-m", "disentangle_nb.metrics", *map(str, args)], capture_output=True, text=True)
+def test_cards_are_kept_by_name(tmp_path):
+    cards = dict(a=metrics_card(X[:100], Y[:100], **QUICK), b=metrics_card(X[:100], Y[:100], slices=1, **QUICK))
+    save_cards(cards, tmp_path / "cards.json")
+    assert load_cards(tmp_path / "cards.json") == cards
+
+
+def run(*args):
+    code = "from disentangle_nb.metrics import disentangle_metrics; disentangle_metrics()"
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
 
 
 def test_command_line(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: it draws the figure")
     np.savez(tmp_path / "e.npz", embeddings=X[:300], factors=Y[:300])
-    out = run(tmp_path / "e.npz", "--names", "digit,ground", "--shared", "digit", "--slices", "6,6", "--n_boot", 3, "--out", tmp_path / "c.json", "--figure", tmp_path / "c.png")
+    out = run(tmp_path / "e.npz", "--names", "digit,ground", "--shared", "digit", "--slices", "6,6", "--n_boot", 3, "--linear", "--out", tmp_path / "c.json", "--figure", tmp_path / "c.png")
     assert out.returncode == 0 and "dci_disentanglement" in out.stdout, out.stderr
     assert MetricsCard.from_dict(json.loads((tmp_path / "c.json").read_text())).meta["judged"] == ["digit"]
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
@@ -192,10 +225,10 @@ def test_command_line(tmp_path):
 
 
 def test_benchmark_prints_seconds():
-    card = bench_metrics(600, 16)
+    card = bench_metrics(600, 16, mlp=False, widths=())
     assert card.meta["seconds"] > 0 and card.meta["n_train"] + card.meta["n_test"] == 600
 
 
 def test_import_weight():
-    code = "import sys, disentangle_nb.metrics; print([m for m in ('fastai','torchvision','matplotlib','pandas','nbdev') if m in sys.modules])"
+    code = "import sys, disentangle_nb.metrics; print([m for m in ('fastai','fastcore','torchvision','matplotlib','pandas','nbdev') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
