@@ -24,17 +24,20 @@ from torch.utils.checkpoint import checkpoint
 from .infonce import Share, sharing
 from .training import Checkpoint, History, PairLoss
 
-# %% ../nbs/13_scale.ipynb #d57cd103
+# %% ../nbs/13_scale.ipynb #49751ee7
 @contextmanager
 def frozen_statistics(
     model:nn.Module, # With or without batch norm
 ):
     "Keep the running statistics of batch norms from moving; batches are still normalised by their own"
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for m in norms: m.track_running_stats = False
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    for m in norms: m.momentum = 0.
     try: yield
     finally:
-        for m in norms: m.track_running_stats = True
+        for m,momentum in zip(norms, momenta):
+            m.momentum = momentum
+            m.num_batches_tracked -= 1
 
 def in_chunks(
     model:nn.Module, # Called in the second run too, for its batch norms
