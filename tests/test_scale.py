@@ -16,10 +16,10 @@ LOSSES = dict(infomax=InfoMax, subinfomax=SubInfoMax, **{n: (lambda n=n, **kw: m
 
 
 class Tiny(nn.Module):
-    "A float64 encoder with a batch norm"
+    "A float64 encoder with a batch norm, and no bias before it: its gradient is zero but for rounding, which Adam blows up"
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(48, 12), nn.BatchNorm1d(12), nn.Tanh()).double()
+        self.net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(48, 12, bias=False), nn.BatchNorm1d(12), nn.Tanh()).double()
 
     def forward(self, x): return self.net(x.double())
 
