@@ -562,3 +562,73 @@ def test_gathered_over_two_processes_equals_one(tmp_path):
             torch.testing.assert_close(rank[name][0], value)
             share = torch.cat([g.chunk(2)[r] for g in grad.chunk(2)])
             torch.testing.assert_close(rank[name][1] / 2, share)
+
+
+# Large batches: strip by strip against the dense float64 definition
+
+def tiled(monkeypatch, strip=64):
+    from disentangle_nb import infonce
+    monkeypatch.setattr(infonce, 'DENSE_BELOW', 0)
+    monkeypatch.setattr(infonce, 'STRIP', strip)
+
+
+tileable = pytest.mark.parametrize('name', [n for n in names if not n.startswith('hsic')])
+
+
+@tileable
+@pytest.mark.parametrize('k', [1, 2, 3, 8])
+@given(n=st.integers(2, 43), width=st.integers(2, 5), tau=st.floats(0.01, 1), seed=st.integers(0, 999), strip=st.sampled_from([1, 600, 2**18]))
+@settings(max_examples=10)
+def test_tiled_equals_dense(name, k, n, width, tau, seed, strip):
+    loss, (z0, z1) = make(name, n_slices=k, tau=tau), pair(n, k * width, seed)
+    value, grad = value_and_grad(loss, z0, z1)
+    with pytest.MonkeyPatch.context() as patch:
+        tiled(patch, strip)
+        exact, exact_grad = value_and_grad(loss, z0, z1)
+        single, single_grad = value_and_grad(loss, z0.float(), z1.float())
+    top = grad.abs().max().item()
+    torch.testing.assert_close(exact, value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(exact_grad, grad, rtol=1e-7, atol=1e-9 * (1 + top))
+    torch.testing.assert_close(single.double(), value, rtol=1e-4, atol=1e-4 / tau)
+    assert single_grad.isfinite().all()
+
+
+@tileable
+@pytest.mark.parametrize('tau', [0.01, 0.1, 1])
+def test_tiled_float32_is_as_near_to_float64_as_dense(name, tau, monkeypatch):
+    "The error of a large batch beside the dense float32 one, and beside the rounding of the similarities"
+    loss, (z0, z1) = make(name, n_slices=2, tau=tau), pair(301, 16)
+    (value, grad), (_, dense_grad) = value_and_grad(loss, z0, z1), value_and_grad(loss, z0.float(), z1.float())
+    tiled(monkeypatch, 2**14)
+    single, single_grad = value_and_grad(loss, z0.float(), z1.float())
+    error, dense_error = ((g.double() - grad).norm() / grad.norm() for g in (single_grad, dense_grad))
+    torch.testing.assert_close(single.double(), value, rtol=2e-5, atol=1e-5)
+    assert error < max(4 * dense_error, 1e-6 / tau)
+
+
+@tileable
+@pytest.mark.parametrize('case', ['zeros', 'constant', 'one zero row', 'one-hot', 'opposite views'])
+def test_tiled_is_finite_at_degenerate_input(name, case, monkeypatch):
+    tiled(monkeypatch)
+    test_finite_at_degenerate_input(name, 0.01, case)
+
+
+@tileable
+def test_tiled_has_no_second_derivative_and_says_so(name, monkeypatch):
+    tiled(monkeypatch)
+    z0, z1 = pair()
+    with pytest.raises(RuntimeError, match='a tiled loss has no second derivative'):
+        torch.autograd.grad(call(make(name), z0.requires_grad_(), z1), z0, create_graph=True)
+
+
+@tileable
+def test_a_batch_of_default_size_limits_is_tiled(name):
+    "What the constants choose: 1,025 pairs, no patch"
+    from disentangle_nb import infonce
+    loss, (z0, z1) = make(name, n_slices=2), pair(infonce.DENSE_BELOW + 1, 8)
+    value, grad = value_and_grad(loss, z0, z1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infonce, 'DENSE_BELOW', 10**9)
+        dense, dense_grad = value_and_grad(loss, z0, z1)
+    torch.testing.assert_close(value, dense, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grad, dense_grad, rtol=1e-7, atol=1e-9)
