@@ -368,7 +368,7 @@ def disentangle_learner(
     config: dict | None = None # options of the run, saved in its checkpoints; a checkpoint of others is refused
 ) -> PairLearner: # train it with `train`, or with fastai's own `fit` methods
     "A fastai `Learner` for pairs"
-    opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99), fused=True))
+    opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99), fused=True, foreach=False))
     history = History(folder)
     cbs = [history, StopOnNaN(), *([ProbeEvery(probe, probe_every)] if probe else []), *([Checkpoint(folder)] if folder else []), *cbs]
     learn = PairLearner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs)
