@@ -19,6 +19,12 @@ def is_kept(cell, flags):
             or directives.get('eval:', [''])[0].lower() == 'false')
 
 
+def drop_warnings(nb):
+    "What cells wrote to the error stream names files of this machine"
+    for cell in nb.cells:
+        if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
+
+
 def run_nb(path):
     "Run the notebook at `path` in its folder and save it cleaned; returns the seconds it took, None if a cell failed"
     cfg, start = get_config(), time.time()
@@ -27,6 +33,7 @@ def run_nb(path):
     try:
         with working_directory(path.parent): shell.run_all(nb, exc_stop=True, preproc=lambda cell: is_kept(cell, flags))
     except Exception: return print(shell.prettytb(fname=path), file=sys.stderr)
+    drop_warnings(nb)
     clean_nb(nb, clean_ids=cfg.clean_ids)
     write_nb(nb, path)
     return time.time() - start

@@ -121,7 +121,7 @@ def find_record(
     "The record of the run with these options"
     return next((r for r in records if r['options'] == options), None)
 
-# %% ../nbs/19_study.ipynb #c65c9b99
+# %% ../nbs/19_study.ipynb #f83fd8fd
 def distance(
     card: Scorecard # with R3
 ) -> float: # points, 0 is ideal
@@ -133,10 +133,11 @@ def baseline(
     records: list, # of a study
     options: dict # of a run
 ) -> dict: # a record
-    "The run without a regulariser, of the same seed, that has most options in common with a run"
-    found = [r for r in records if r['method'] == 'none' and r['seed'] == options.get('seed', 0)]
-    if not found: raise ValueError(f'no run without a regulariser has seed {options.get("seed", 0)}: add it to the grid')
-    return max(found, key=lambda r: sum(r['options'].get(k) == v for k, v in options.items()))
+    "The run without a regulariser that is nearest: of the same seed, if there is one, and with most options in common"
+    found = [r for r in records if r['method'] == 'none']
+    if not found: raise ValueError('no run without a regulariser is on record: add {"reg": "none"} to the grid')
+    shared = lambda r: sum(r['options'].get(k) == v for k, v in options.items())
+    return max(found, key=lambda r: (r['seed'] == options.get('seed', 0), shared(r)))
 
 def card_of(
     record: dict, # of a run

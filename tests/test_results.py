@@ -10,7 +10,7 @@ from fastcore.xtras import working_directory
 from disentangle_nb.study import expand, find_record, read_records
 
 root = Path(__file__).parents[1]
-studies = sorted((root/'results').glob('*.json'))
+studies = [p for p in sorted((root/'results').glob('*.json')) if 'grid' in json.loads(p.read_text())]
 pages = [p for p in sorted((root/'nbs').rglob('*.ipynb')) if 'read_records(\'../results' in p.read_text(encoding='utf-8')]
 
 
