@@ -42,9 +42,10 @@ def test_notebook_is_clean(notebook, fresh):
 
 
 @pytest.mark.parametrize('notebook', notebooks, ids=lambda p: p.stem)
-def test_notebook_holds_no_error(notebook):
+def test_notebook_holds_no_error_and_no_warning(notebook):
     outputs = [o for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells'] for o in cell.get('outputs', [])]
     assert not [o['evalue'] for o in outputs if o['output_type'] == 'error']
+    assert not [o['text'] for o in outputs if o.get('name') == 'stderr']
 
 
 @pytest.mark.parametrize('notebook', notebooks, ids=lambda p: p.stem)
