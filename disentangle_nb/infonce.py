@@ -174,8 +174,8 @@ def info_nce_grad(
         else: pushes = ((p := similarity(z, z, tau).softmax(1)) + p.T) @ z / tau
         return pushes - 2 * partner(z) / tau
 
-# %% ../nbs/02_infonce.ipynb #6e9e7a25
-STRIP = 2**18
+# %% ../nbs/02_infonce.ipynb #62e73178
+STRIP = 128
 
 def strips(
     n:int, # Rows of the batch, `2N`
@@ -191,8 +191,7 @@ def strip_buffers(
     count:int=1, # How many buffers
 )->list: # Of tensors `(rows of a strip, 2N)`
     "Memory that the strips of one pass use again and again"
-    numbers = STRIP if a.device.type == 'cpu' else 128 * STRIP
-    size = min(len(a), max(16, numbers // len(a)))
+    size = min(len(a), STRIP if a.device.type == 'cpu' else 8 * STRIP)
     return [a.new_empty(size, len(a)) for _ in range(count)]
 
 def strip_similarity(

@@ -566,7 +566,7 @@ def test_gathered_over_two_processes_equals_one(tmp_path):
 
 # Large batches: strip by strip against the dense float64 definition
 
-def tiled(monkeypatch, strip=64):
+def tiled(monkeypatch, strip=5):
     from disentangle_nb import infonce
     monkeypatch.setattr(infonce, 'DENSE_BELOW', 0)
     monkeypatch.setattr(infonce, 'STRIP', strip)
@@ -577,7 +577,7 @@ tileable = pytest.mark.parametrize('name', [n for n in names if not n.startswith
 
 @tileable
 @pytest.mark.parametrize('k', [1, 2, 3, 8])
-@given(n=st.integers(2, 43), width=st.integers(2, 5), tau=st.floats(0.01, 1), seed=st.integers(0, 999), strip=st.sampled_from([1, 600, 2**18]))
+@given(n=st.integers(2, 43), width=st.integers(2, 5), tau=st.floats(0.01, 1), seed=st.integers(0, 999), strip=st.sampled_from([1, 7, 128]))
 @settings(max_examples=10)
 def test_tiled_equals_dense(name, k, n, width, tau, seed, strip):
     loss, (z0, z1) = make(name, n_slices=k, tau=tau), pair(n, k * width, seed)
@@ -599,7 +599,7 @@ def test_tiled_float32_is_as_near_to_float64_as_dense(name, tau, monkeypatch):
     "The error of a large batch beside the dense float32 one, and beside the rounding of the similarities"
     loss, (z0, z1) = make(name, n_slices=2, tau=tau), pair(301, 16)
     (value, grad), (_, dense_grad) = value_and_grad(loss, z0, z1), value_and_grad(loss, z0.float(), z1.float())
-    tiled(monkeypatch, 2**14)
+    tiled(monkeypatch, 50)
     single, single_grad = value_and_grad(loss, z0.float(), z1.float())
     error, dense_error = ((g.double() - grad).norm() / grad.norm() for g in (single_grad, dense_grad))
     torch.testing.assert_close(single.double(), value, rtol=2e-5, atol=1e-5)
