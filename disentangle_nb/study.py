@@ -253,7 +253,7 @@ def _completed(jobs):
 def _short(record):
     return '  '.join(f'{s} ' + '/'.join(f'{row[f]:.1f}' for f in record['scorecard']['match']) for s, row in record['scorecard']['accuracy'].items())
 
-# %% ../nbs/19_study.ipynb #389ca0a6
+# %% ../nbs/19_study.ipynb #f4a4f9af
 @call_parse
 def disentangle_study(
     study: str, # JSON file with name, recipe and grid; the records go beside it, as .jsonl
@@ -264,5 +264,4 @@ def disentangle_study(
     "Make the runs of a study that are not on record yet"
     folder = Path(out or Path('runs')/Path(study).stem)
     def main(): return run_study(study, folder, jobs, launcher, lambda line: print(line, flush=True))
-    try: print(f'{len(fail_plainly(main))} runs on record in {Path(study).with_suffix(".jsonl")}')
-    except ChildProcessError as e: sys.exit(f'error: {e}')
+    print(f'{len(fail_plainly(main))} runs on record in {Path(study).with_suffix(".jsonl")}')
