@@ -45,6 +45,8 @@ def test_records_belong_to_their_study(study):
     for r in records:
         same = [o for o in runs if plain(o) == plain(r['options'])]
         assert any(o.get('lam') in ('best', r['options'].get('lam')) for o in same), r['options']
+        said = {k: v for k, v in r['options'].items() if k in ('reg', 'base', 'seed', 'bs', 'steps', 'dim', 'hidden', 'tau', 'flip', 'data')}
+        assert said == {k: r['config'][k] for k in said}
     assert len({json.dumps(r['options'], sort_keys=True) for r in records}) == len(records)
 
 
