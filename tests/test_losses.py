@@ -474,15 +474,19 @@ def test_wrong_names_and_weights():
        lam=st.floats(0, 10), step=st.integers(0, 12), warmup=st.integers(0, 10))
 def test_disentangle_loss_is_the_weighted_sum(batch, chosen, base, lam, step, warmup):
     z0, z1, k = batch
-    loss = DisentangleLoss([make_reg(name, n_slices=k) for name in chosen], lam=lam, base=base, n_slices=k, warmup=warmup)
+    kinds = [torch.arange(len(z0)) * 0] * (base == 'routed')
+    routes = {'routes': [[0]] * k} if base == 'routed' else {}
+    loss = DisentangleLoss([make_reg(name, n_slices=k) for name in chosen], lam=lam, base=base, n_slices=k, warmup=warmup, **routes)
     loss.step = step
     weight = lam * (min(1, step / warmup) if warmup else 1)
     torch.manual_seed(0)
-    expected = BASES[base](n_slices=k)(z0, z1) + sum(weight * make_reg(name, n_slices=k)(z0, z1) for name in chosen)
-    torch.testing.assert_close(call(loss, z0, z1), expected)
+    expected = BASES[base](n_slices=k, **routes)(z0, z1, *kinds) + sum(weight * make_reg(name, n_slices=k)(z0, z1) for name in chosen)
+    torch.manual_seed(0)
+    torch.testing.assert_close(loss(z0, z1, *kinds), expected)
     assert len(loss.parts) == len(chosen) + 3
-    assert math.isclose(loss.parts['lam'], weight) and loss.parts['loss'] == loss.parts[BASES[base].name] + sum(
-        (weight * v for n, v in loss.parts.items() if n not in ('lam', 'loss', BASES[base].name)), start=0)
+    assert math.isclose(loss.parts['lam'], weight)
+    regularised = sum(weight * v for n, v in loss.parts.items() if n not in ('lam', 'loss', BASES[base].name))
+    assert math.isclose(loss.parts['loss'], loss.parts[BASES[base].name] + regularised, rel_tol=1e-9, abs_tol=1e-9)
 
 
 def test_parts_are_detached_and_on_the_device_of_the_input():
