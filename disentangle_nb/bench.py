@@ -16,10 +16,16 @@ from .infonce import InfoMax
 from .losses import REGULARIZERS, make_reg
 
 # %% ../nbs/14_bench.ipynb #55840c80
-def lightly_loss(tau):
+def lightly_loss(
+    tau # temperature
+):
+    "lightly's"
     return importlib.import_module('lightly.loss').NTXentLoss(temperature=tau)
 
-def metric_learning_loss(tau):
+def metric_learning_loss(
+    tau # temperature
+):
+    "pytorch-metric-learning's, called as ours"
     loss = importlib.import_module('pytorch_metric_learning.losses').NTXentLoss(temperature=tau)
     return lambda z0, z1: loss(torch.cat([z0, z1]), torch.arange(len(z0), device=z0.device).repeat(2))
 
@@ -38,7 +44,11 @@ def make_loss(
         raise ImportError(f'{name} is not installed ({e}): pip install --no-deps lightly lightly-utils pytorch-metric-learning') from e
 
 # %% ../nbs/14_bench.ipynb #a7882cdf
-def one_step(loss, z0, z1):
+def one_step(
+    loss, # called with `(z0, z1)`
+    z0, # Projections of the first views, `(N, D)`
+    z1 # Projections of the second views, `(N, D)`
+):
     "Forward and backward; the value"
     value = loss(z0, z1)
     value.backward()

@@ -178,8 +178,9 @@ def digit_box(
     item: int = 28 # side of the digit, pixels
 ) -> Tensor: # `(n, size, size)` bool
     "Where the digit was pasted"
-    pixels = make_grid(size, item).pixels(size, item)[torch.as_tensor(factors)[:, FACTORS.index('DL')]]
-    return torch.zeros(len(factors), size * size, dtype=torch.bool).scatter_(1, pixels, True).view(-1, size, size)
+    windows, box = make_grid(size, item).windows(size, item), torch.zeros(len(factors), size, size, dtype=torch.bool)
+    for i, location in enumerate(torch.as_tensor(factors)[:, FACTORS.index('DL')]): box[(i, *windows[location])] = True
+    return box
 
 def share_inside(
     maps: Tensor, # `(K, n, h, w)`, none negative

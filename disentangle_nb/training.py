@@ -221,7 +221,10 @@ def check_options(
 class Resume(Callback):
     "What can be checked and restored only when a fit begins: the schedule, and the gradient scaler"
     order = 11
-    def __init__(self, state): self.state = state
+    def __init__(self,
+                 state # of `checkpoint_state`
+                ):
+        self.state = state
 
     def before_fit(self):
         saved, schedule = self.state['schedule'], getattr(self.learn, 'schedule', None)
@@ -248,7 +251,10 @@ def restore(
 # %% ../nbs/05_training.ipynb #b7a3caf3
 class Interrupted(KeyboardInterrupt):
     "Training stopped since a signal asked for it; what was trained is saved"
-    def __init__(self, signum, message):
+    def __init__(self,
+                 signum, # number of the signal
+                 message # what was done about it
+                ):
         super().__init__(message)
         self.code = 128 + signum
 
