@@ -55,7 +55,7 @@ def test_a_borrower_pays_for_torch_only(metadata): assert required(metadata) == 
 
 
 measure = {'numpy', 'scipy', 'scikit-learn', 'fastcore'}
-train = measure | {'torchvision', 'fastai', 'pillow', 'matplotlib', 'scikit-image'}
+train = measure | {'filelock', 'torchvision', 'fastai', 'pillow', 'matplotlib', 'scikit-image'}
 
 
 def test_extras(metadata):
@@ -82,7 +82,7 @@ def test_commands(wheel):
     name, = (n for n in wheel.namelist() if n.endswith('/entry_points.txt'))
     commands = configparser.ConfigParser()
     commands.read_string(wheel.read(name).decode())
-    assert set(commands['console_scripts']) == {'disentangle_run', 'disentangle_report', 'disentangle_metrics', 'disentangle_share'}
+    assert set(commands['console_scripts']) == {'disentangle_run', 'disentangle_report', 'disentangle_metrics', 'disentangle_share', 'disentangle_study', 'disentangle_gallery'}
 
 
 def distributions(names):
