@@ -102,13 +102,11 @@ def measure_apart(
     if done.returncode: return dict(loss=name, rows=rows, error=(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
-# %% ../nbs/14_bench.ipynb #f5484a8c
+# %% ../nbs/14_bench.ipynb #fde14608
 def machine()->str: # e.g. 'Intel(R) Xeon(R) Processor, torch 2.14.1, 2026-11-24'
     "Processor or GPU, version of torch, and date"
-    info = Path('/proc/cpuinfo')
-    models = [l.split(':')[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
-    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else (models or [platform.processor() or platform.machine()])[0]
-    return f'{chip}, torch {torch.__version__}, {time.strftime("%Y-%m-%d")}'
+    from disentangle_nb.run import chip
+    return f'{chip()}, torch {torch.__version__}, {time.strftime("%Y-%m-%d")}'
 
 def table(
     results:list, # Of `measure_apart`

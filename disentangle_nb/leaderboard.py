@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['total_gap', 'supervision', 'group_runs', 'leaderboard_rows', 'leaderboard']
 
-# %% ../nbs/21_beyond.ipynb #54e9d0c1
-import json
-
+# %% ../nbs/21_beyond.ipynb #5aa888ac
 import numpy as np
 
-from .study import card_of, read_records
+from .probing import ideal_scorecard, markdown_table
+from .study import card_of
 
-# %% ../nbs/21_beyond.ipynb #2a9cdaee
+# %% ../nbs/21_beyond.ipynb #08b6aba8
 def total_gap(
     card # a `Scorecard`
 ) -> float: # points; 140 for the poster's ideal
@@ -32,17 +31,19 @@ def group_runs(
     "Records that differ in nothing but the seed, under a name with what tells the groups apart"
     groups = {}
     for r in records:
-        key = json.dumps({k: v for k, v in r['options'].items() if k not in ('seed', 'threads', 'probe_every')}, sort_keys=True)
+        key = frozenset((k, v) for k, v in r['options'].items() if k not in ('seed', 'threads', 'probe_every'))
         groups.setdefault(key, []).append(r)
-    return {_title(rows[0]): sorted(rows, key=lambda r: r['seed']) for rows in groups.values()}
+    named = {_title(rows[0]): sorted(rows, key=lambda r: r['seed']) for rows in groups.values()}
+    if len(named) < len(groups): raise ValueError(f'records differ in an option that no title names: {[_title(rows[0]) for rows in groups.values()]}')
+    return named
 
 def _title(r):
-    o, c = r['options'], r['config']
+    c = r['config']
     extra = [f'λ={r["lam"]:g}'] * (r['reg'] != 'none') + [f'warm-up {c["warmup"]}'] * bool(c['warmup'])
-    extra += [','.join(r['kinds'])] + [f'{c["steps"]} × {c["bs"]}']
-    return f'{r["method"]} ({", ".join(extra)})'
+    extra += [', '.join(r['kinds']), f'{c["dim"]} wide in {c["slices"]}', f'{c["steps"]} × {c["bs"]}']
+    return f'{r["method"]} ({"; ".join(extra)})'
 
-# %% ../nbs/21_beyond.ipynb #1b3f538b
+# %% ../nbs/21_beyond.ipynb #93c063ce
 def leaderboard_rows(
     records: list, # of studies, with runs without a regulariser for the same seeds
     told: str = None # only this supervision
@@ -50,11 +51,14 @@ def leaderboard_rows(
     "One row for each method and its options"
     rows = []
     for name, runs in group_runs([r for r in records if told in (None, supervision(r))]).items():
-        cards = [card_of(r, records) for r in runs]
-        gaps, chosen = [total_gap(c) for c in cards], min(range(len(runs)), key=lambda i: runs[i]['between_slices'].get('cka', 0))
-        values = {'gap': gaps, 'R1': [c.R1 for c in cards], 'R1 MLP': [card_of(r, records, 'scorecard_mlp').R1 for r in runs], 'R2': [c.R2 for c in cards], 'R3': [c.R3 for c in cards], 'seconds': [r['seconds'] for r in runs]}
-        rows.append({'method': name, 'told': supervision(runs[0]), 'seeds': len(runs), 'worst': min(gaps), 'chosen': gaps[chosen], 'reached': sum(g >= 110 for g in gaps),
-                     **{k: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None) for k, v in values.items()}})
+        cards, mlp = [card_of(r, records) for r in runs], [card_of(r, records, 'scorecard_mlp') for r in runs]
+        gaps = [total_gap(c) for c in cards]
+        chosen = min(range(len(runs)), key=lambda i: runs[i]['between_slices'].get('cka', 0))
+        values = {'gap': gaps, 'R1': [c.R1 for c in cards], 'R1 MLP': [c.R1 for c in mlp], 'R2': [c.R2 for c in cards], 'R3': [c.R3 for c in cards],
+                  'seconds': [r['seconds'] for r in runs]}
+        spread = lambda v: float(np.std(v, ddof=1)) if len(v) > 1 else None
+        rows.append({'method': name, 'told': supervision(runs[0]), 'seeds': len(runs), 'worst': min(gaps), 'chosen': gaps[chosen],
+                     'reached': sum(g >= 110 for g in gaps), **{k: (float(np.mean(v)), spread(v)) for k, v in values.items()}})
     return sorted(rows, key=lambda r: -r['gap'][0])
 
 def leaderboard(
@@ -64,7 +68,8 @@ def leaderboard(
     "The rows as a table"
     pm = lambda v, d=1: f'{v[0]:.{d}f}' + ('' if v[1] is None else f' ± {v[1]:.{d}f}')
     head = ['method', 'told', 'total gap', 'worst', 'chosen', 'gap ≥ 110', 'R1', 'R1 MLP', 'R2', 'R3', 'seconds']
-    rows = [['*ideal*', '', '140.0', '', '', '', '0.9', '', '0.0', '0.0', '']]
+    ideal = ideal_scorecard()
+    rows = [['*ideal*', '', f'{total_gap(ideal):.1f}', '', '', '', f'{ideal.R1:.1f}', '', f'{ideal.R2:.1f}', '0.0', '']]
     rows += [[r['method'], r['told'], pm(r['gap']), f'{r["worst"]:.1f}', f'{r["chosen"]:.1f}', f'{r["reached"]} of {r["seeds"]}',
               *(pm(r[k]) for k in ('R1', 'R1 MLP', 'R2', 'R3')), pm(r['seconds'], 0)] for r in leaderboard_rows(records, told)]
-    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---'] * 2 + ['---:'] * (len(head) - 2), *rows])
+    return markdown_table([head, *rows], (0, 1))

@@ -32,7 +32,7 @@ from .disentanglement import (Factor, Reading, _binned_mi, _threshold_hits, acti
                                             explicitness_auc, explicitness_es, infoc, infom, label_entropy, linear_importance, med,
                                             mi_matrix, mig, modularity, read_factor, refit, sap_matrix, top_gap, top_k_med)
 from .disentanglement import _classes, _knn_mi, _squared_correlation
-from .probing import check_embeddings, match_slices
+from .probing import check_embeddings, markdown_table, match_slices
 
 # %% ../nbs/12_metrics.ipynb #36d640f9
 _all_ = ["hsic", "cka", "distance_correlation", "independence_test", "seed_agreement", "slice_dependence", "Factor", "Reading", "as_factors",
@@ -212,7 +212,7 @@ def _boosted_dci(m, x, rows, seed, i=slice(None)):
     accuracy = {"informativeness_boosted": {"whole": float(np.mean([_tree_accuracy(t, f, m.xt) for t, f in zip(trees, m.factors)]))}}
     return accuracy | _dci_scores(block_sums(R, [m.parts[b] for b in m.blocks]), R, "_boosted")
 
-# %% ../nbs/12_metrics.ipynb #99896fba
+# %% ../nbs/12_metrics.ipynb #26c2b468
 def _clean(v):
     "JSON-safe copy: NaN as None, NumPy numbers as Python's"
     if isinstance(v, dict): return {str(k): _clean(w) for k, w in v.items()}
@@ -227,17 +227,12 @@ def _number(e, digits=2):
     num = lambda v: f"{round(v, digits) + 0.:.{digits}f}"
     return num(e["value"]) if e["low"] is None else f"{num(e['value'])} [{num(e['low'])}, {num(e['high'])}]"
 
-def _markdown(rows):
-    "Rows of strings as a Markdown table"
-    line = lambda r: "| " + " | ".join(r) + " |"
-    return "\n".join([line(rows[0]), "|---" + "|---:" * (len(rows[0]) - 1) + "|", *map(line, rows[1:])])
-
 def _plain(rows):
     "Rows of strings as an aligned table"
     width = [max(map(len, c)) for c in zip(*rows)]
     return "\n".join("  ".join([r[0].ljust(width[0]), *(c.rjust(w) for c, w in zip(r[1:], width[1:]))]).rstrip() for r in rows)
 
-# %% ../nbs/12_metrics.ipynb #cd16b88a
+# %% ../nbs/12_metrics.ipynb #3372c34e
 @dataclass
 class MetricsCard:
     "Every metric of one embedding, with intervals"
@@ -277,7 +272,7 @@ class MetricsCard:
 
     __repr__ = __str__
 
-    def _repr_markdown_(self): return "\n\n".join(map(_markdown, self.tables()))
+    def _repr_markdown_(self): return "\n\n".join(map(markdown_table, self.tables()))
 
     def plot(self, width: float = 2.6): # inches for each map
         "Heat maps, slices by factors: accuracy, information, importance"
@@ -396,7 +391,7 @@ def _paired(a, b, level):
     half = d.std(ddof=1) / n**0.5 * student_t.ppf((1 + level) / 2, n - 1) if n > 1 else np.nan
     return _clean(dict(diff=d.mean(), low=d.mean() - half, high=d.mean() + half))
 
-# %% ../nbs/12_metrics.ipynb #ae33ff53
+# %% ../nbs/12_metrics.ipynb #7e658293
 @dataclass
 class Comparison:
     "Cards of several methods over seeds"
@@ -422,7 +417,7 @@ class Comparison:
 
     __repr__ = __str__
 
-    def _repr_markdown_(self): return "\n\n".join(map(_markdown, self.tables()))
+    def _repr_markdown_(self): return "\n\n".join(map(markdown_table, self.tables()))
 
 # %% ../nbs/12_metrics.ipynb #4415b073
 def compare(

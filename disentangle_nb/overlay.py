@@ -437,17 +437,18 @@ def sample(
     rows = _uniform_rows(source, n, seeded(seed, 2))
     return compose(source, rows, *_crop_flip(source, n, False, seeded(seed, 3))), source.factors(rows)
 
-# %% ../nbs/00_overlay.ipynb #e099d2f7
+# %% ../nbs/00_overlay.ipynb #af2fd09e
 def parse_kinds(
-    kinds: str | list # `'DC-BC'`, `'DC-DL,BC-DL'` or a list of names
+    kinds: str | list, # `'DC-BC'`, `'DC-DL,BC-DL'` or a list of names
+    factors = FACTORS # names of the factors there are
 ) -> list: # names in standard order of factors
     "Check the names of kinds of pairs, and put their factors in the standard order"
     names = kinds.split(',') if isinstance(kinds, str) else list(kinds)
     def standard(name):
         fixed = [] if name == 'none' else name.split('-')
-        if not set(fixed) <= set(FACTORS) or len(set(fixed)) != len(fixed):
-            raise ValueError(f"unknown kind of pair {name!r}: expected 'none' or some of {FACTORS} joined by '-'")
-        return '-'.join(f for f in FACTORS if f in fixed) or 'none'
+        if not set(fixed) <= set(factors) or len(set(fixed)) != len(fixed):
+            raise ValueError(f"unknown kind of pair {name!r}: expected 'none' or some of {factors} joined by '-'")
+        return '-'.join(f for f in factors if f in fixed) or 'none'
     names = [standard(n.strip()) for n in names]
     if len(set(names)) != len(names) or not names: raise ValueError(f'kinds must be one or more different names, got {kinds!r}')
     return names

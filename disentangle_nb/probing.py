@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PROBES', 'as_slices', 'check_embeddings', 'check_labels', 'ProbeBase', 'Probe', 'holdout', 'linear_probe', 'MLPProbe',
            'batch_rows', 'mlp_probe', 'KNNProbe', 'knn_probe', 'knn_accuracy', 'probe_matrix', 'chance_levels',
-           'match_slices', 'Scorecard', 'card_from_accuracy', 'ideal_scorecard', 'scorecard', 'show_scorecards']
+           'match_slices', 'markdown_table', 'Scorecard', 'card_from_accuracy', 'ideal_scorecard', 'scorecard',
+           'show_scorecards']
 
 # %% ../nbs/06_probing.ipynb #ba917f08
 import json
@@ -363,7 +364,7 @@ def _judge(accuracy, chance, match):
 
 _mean = lambda v: float(np.mean(v)) if len(v) else 0.
 
-# %% ../nbs/06_probing.ipynb #463b8f22
+# %% ../nbs/06_probing.ipynb #df36ca1a
 def _cells(card):
     "The table of a card as rows of strings"
     num = lambda v: "–" if v is None else f"{v:.1f}"
@@ -387,12 +388,18 @@ def _card_text(card):
     lines = ["  ".join([r[0].ljust(width[0]), *(c.rjust(w) for c, w in zip(r[1:], width[1:]))]) for r in rows]
     return "\n".join([*lines, *(f"{n}  {v:>6}  {m}" for n, v, m in _requirements(card))])
 
+def markdown_table(
+    rows: list, # of rows of strings, the head first
+    left: tuple = (0,), # columns that are aligned to the left
+) -> str: # Markdown
+    "Rows as a Markdown table"
+    line = lambda r: "| " + " | ".join(r) + " |"
+    rule = "|" + "".join("---|" if i in left else "---:|" for i in range(len(rows[0])))
+    return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
+
 def _card_markdown(card):
     "A card as two Markdown tables"
-    head, *rows = ["| " + " | ".join(r) + " |" for r in _cells(card)]
-    rule = "|---" + "|---:" * len(card.chance) + "|"
-    reqs = ["| requirement | points | meaning |", "|---|---:|---|", *(f"| {n} | {v} | {m} |" for n, v, m in _requirements(card))]
-    return "\n".join([head, rule, *rows, "", *reqs])
+    return markdown_table(_cells(card)) + "\n\n" + markdown_table([("requirement", "points", "meaning"), *_requirements(card)], (0, 2))
 
 # %% ../nbs/06_probing.ipynb #8a44f973
 @dataclass
