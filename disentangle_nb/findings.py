@@ -136,7 +136,7 @@ def findings_table(
         rows += [[str(n), j['sentence'], *c] for c in cells or [['', '', '', str(len(j['seeds'])), 'undecided']]]
     return markdown_table(rows, (0, 1, 2, 6))
 
-# %% ../nbs/20_findings.ipynb #67655f14
+# %% ../nbs/20_findings.ipynb #5772bd7a
 def card_cells(
     cards: list, # scorecards with R3, of a method's seeds
     mlp: list # those of MLP probes
@@ -153,20 +153,23 @@ def method_row(
     "A method at its chosen weight, over seeds"
     cards, lam = cards_of(records, name), chosen_lam(records, name)
     seconds = [r['seconds'] for r in records if r['method'] == name and lam in (None, r['lam'])]
-    number = lambda v: f'{np.mean(v):.1f}' + (f' ± {np.std(v, ddof=1):.1f}' if len(v) > 1 else '')
+    number = lambda v: f'{np.mean(v):.1f}' + (f'\u00a0±\u00a0{np.std(v, ddof=1):.1f}' if len(v) > 1 else '')
     cells = card_cells(list(cards.values()), list(cards_of(records, name, 'scorecard_mlp').values()))
     return [name, '' if lam is None else f'{lam:g}', str(len(cards)), *map(number, cells), f'{np.mean(seconds):.0f}']
 
 def methods_table(
     records: list, # of a study in which DC and BC are judged
-    names: list = None # of methods; default: all
+    names: list = None, # of methods; default: all
+    columns: list = None # beside the method; default: all
 ) -> str: # Markdown
     "Methods at their chosen weights, below the poster's ideal"
     head = ['method', 'λ', 'seeds', 'r: DC', 'r: BC', 'DC slice: DC', 'DC slice: BC', 'BC slice: DC', 'BC slice: BC', 'R1', 'R1 MLP', 'R2', 'R3', 'distance', 'seconds']
     ideal = ideal_scorecard()
     cells = card_cells([ideal.with_baseline(ideal)], [])
     names = names or sorted({r['method'] for r in records}, key=lambda m: (m != 'none', m))
-    return markdown_table([head, ['*ideal*', '', '', *(f'{v[0]:.1f}' if v else '' for v in cells), ''], *(method_row(records, m) for m in names)])
+    rows = [head, ['*ideal*', '', '', *(f'{v[0]:.1f}' if v else '' for v in cells), ''], *(method_row(records, m) for m in names)]
+    shown = [i for i, h in enumerate(head) if columns is None or h in ('method', *columns)]
+    return markdown_table([[row[i] for i in shown] for row in rows])
 
 # %% ../nbs/20_findings.ipynb #1a9c1df9
 def plot_tradeoff(

@@ -43,7 +43,7 @@ def _title(r):
     extra += [', '.join(r['kinds']), f'{c["dim"]} wide in {c["slices"]}', f'{c["steps"]} × {c["bs"]}']
     return f'{r["method"]} ({"; ".join(extra)})'
 
-# %% ../nbs/21_beyond.ipynb #93c063ce
+# %% ../nbs/21_beyond.ipynb #dfa09454
 def leaderboard_rows(
     records: list, # of studies, with runs without a regulariser for the same seeds
     told: str = None # only this supervision
@@ -66,7 +66,7 @@ def leaderboard(
     told: str = None # only this supervision
 ) -> str: # Markdown
     "The rows as a table"
-    pm = lambda v, d=1: f'{v[0]:.{d}f}' + ('' if v[1] is None else f' ± {v[1]:.{d}f}')
+    pm = lambda v, d=1: f'{v[0]:.{d}f}' + ('' if v[1] is None else f'\u00a0±\u00a0{v[1]:.{d}f}')
     head = ['method', 'told', 'total gap', 'worst', 'chosen', 'gap ≥ 110', 'R1', 'R1 MLP', 'R2', 'R3', 'seconds']
     ideal = ideal_scorecard()
     rows = [['*ideal*', '', f'{total_gap(ideal):.1f}', '', '', '', f'{ideal.R1:.1f}', '', f'{ideal.R2:.1f}', '0.0', '']]

@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch import Tensor, nn
 
 from .model import embed
-from .overlay import Augment, ByClass, seeded, to_float
+from .overlay import Augment, ByClass, parse_kinds, seeded, to_float
 
 # %% ../nbs/15_table.ipynb #fe77e8c3
 @dataclass
