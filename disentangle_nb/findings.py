@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['r1', 'r2', 'r3', 'FINDINGS', 'chosen_lam', 'cards_of', 'bootstrap_interval', 'verdict', 'mean_over', 'spread_over',
            'whole_accuracy', 'judge_finding', 'findings_table', 'card_cells', 'method_row', 'methods_table',
-           'plot_tradeoff', 'runs_table', 'slices_table', 'plot_learning']
+           'plot_tradeoff', 'of_kind', 'carried_over', 'runs_table', 'slices_table']
 
 # %% ../nbs/20_findings.ipynb #38373cd4
 from operator import attrgetter
@@ -136,38 +136,43 @@ def findings_table(
         rows += [[str(n), j['sentence'], *c] for c in cells or [['', '', '', str(len(j['seeds'])), 'undecided']]]
     return markdown_table(rows, (0, 1, 2, 6))
 
-# %% ../nbs/20_findings.ipynb #5772bd7a
+# %% ../nbs/20_findings.ipynb #ce877620
 def card_cells(
     cards: list, # scorecards with R3, of a method's seeds
-    mlp: list # those of MLP probes
+    mlp: list, # those of MLP probes
+    factors: list # that are judged
 ) -> list: # of lists of numbers, a list for each column
-    "Accuracies of the whole and of the slices matched to DC and BC; requirements; distance"
+    "Accuracies of the whole and of the slice matched to each factor; requirements; distance"
     get = lambda c, s, f: c.accuracy.get(s if s == 'r' else c.match[s] or 'r', {}).get(f, np.nan)
-    accuracies = [[get(c, s, f) for c in cards] for s in ('r', 'DC', 'BC') for f in ('DC', 'BC')]
+    accuracies = [[get(c, s, f) for c in cards] for s in ('r', *factors) for f in factors]
     return accuracies + [[r1(c) for c in cards], [r1(c) for c in mlp], *([f(c) for c in cards] for f in (r2, r3, distance))]
 
 def method_row(
     records: list, # of a study
-    name: str # of a method
+    name: str, # of a method
+    factors: list # that are judged
 ) -> list: # of cells
     "A method at its chosen weight, over seeds"
     cards, lam = cards_of(records, name), chosen_lam(records, name)
     seconds = [r['seconds'] for r in records if r['method'] == name and lam in (None, r['lam'])]
     number = lambda v: f'{np.mean(v):.1f}' + (f'\u00a0±\u00a0{np.std(v, ddof=1):.1f}' if len(v) > 1 else '')
-    cells = card_cells(list(cards.values()), list(cards_of(records, name, 'scorecard_mlp').values()))
+    cells = card_cells(list(cards.values()), list(cards_of(records, name, 'scorecard_mlp').values()), factors)
     return [name, '' if lam is None else f'{lam:g}', str(len(cards)), *map(number, cells), f'{np.mean(seconds):.0f}']
 
 def methods_table(
-    records: list, # of a study in which DC and BC are judged
+    records: list, # of a study, of one kind of pairs
     names: list = None, # of methods; default: all
     columns: list = None # beside the method; default: all
 ) -> str: # Markdown
     "Methods at their chosen weights, below the poster's ideal"
-    head = ['method', 'λ', 'seeds', 'r: DC', 'r: BC', 'DC slice: DC', 'DC slice: BC', 'BC slice: DC', 'BC slice: BC', 'R1', 'R1 MLP', 'R2', 'R3', 'distance', 'seconds']
+    if not records: raise ValueError('no records to make a table of')
+    factors = list(records[0]['scorecard']['match'])
+    read = [f'{s}: {f}' for s in ('r', *(f'{f} slice' for f in factors)) for f in factors]
+    head = ['method', 'λ', 'seeds', *read, 'R1', 'R1 MLP', 'R2', 'R3', 'distance', 'seconds']
     ideal = ideal_scorecard()
-    cells = card_cells([ideal.with_baseline(ideal)], [])
+    top = ['*ideal*', '', '', *(f'{v[0]:.1f}' if v else '' for v in card_cells([ideal.with_baseline(ideal)], [], factors)), '']
     names = names or sorted({r['method'] for r in records}, key=lambda m: (m != 'none', m))
-    rows = [head, ['*ideal*', '', '', *(f'{v[0]:.1f}' if v else '' for v in cells), ''], *(method_row(records, m) for m in names)]
+    rows = [head, *[top] * (factors == list(ideal.match)), *(method_row(records, m, factors) for m in names)]
     shown = [i for i, h in enumerate(head) if columns is None or h in ('method', *columns)]
     return markdown_table([[row[i] for i in shown] for row in rows])
 
@@ -192,6 +197,29 @@ def plot_tradeoff(
     ax.legend(fontsize=8)
     return ax
 
+# %% ../nbs/20_findings.ipynb #c144b2b3
+def of_kind(
+    records: list, # of a study
+    kind: str, # of pairs, `DC-BC` say
+    same: str = 'class' # or `instance`
+) -> list: # of records
+    "The runs on one kind of pairs"
+    return [r for r in records if r['kinds'] == [kind] and r['config']['same'] == same]
+
+def carried_over(
+    records: list, # of a study
+    kinds: list, # of pairs
+    numbers: tuple = (3, 5, 6) # of the findings
+) -> str: # Markdown
+    "Findings judged on each kind of pairs, with the redrawn form of Ortho as Ortho"
+    rows = [['finding', 'positive where it holds', *kinds]]
+    for n in numbers:
+        judged = [judge_finding([r | {'method': 'ortho'} if r['method'] == 'ortho_redrawn' else r for r in of_kind(records, k) if r['method'] != 'ortho'], n) for k in kinds]
+        for i, name in enumerate(FINDINGS[n][2]):
+            cells = [f'{j["parts"][i]["value"]:.1f} ({j["parts"][i]["verdict"]})' if j['parts'] else 'no runs' for j in judged]
+            rows.append([f'{n}. {FINDINGS[n][0]}', name, *cells])
+    return markdown_table(rows, (0, 1))
+
 # %% ../nbs/20_findings.ipynb #7caf8a69
 def runs_table(
     runs: list, # records
@@ -215,20 +243,3 @@ def slices_table(
                        *(f'{r["between_slices"].get(k, np.nan):.3f}' for k in ('cosine', 'cka')), f'{r["scorecard"]["R1"]:.1f}']
     rows = sorted((r for r in records if r['between_slices']), key=lambda r: r['between_slices']['cka'])
     return markdown_table([['method', 'λ', 'seed', 'cosine', 'CKA', 'R1'], *map(cells, rows)])
-
-# %% ../nbs/20_findings.ipynb #b2ab30fe
-def plot_learning(
-    records: list # with probes
-):
-    "Probe accuracy of `r` while training, a panel for each record"
-    import matplotlib.pyplot as plt
-    cols = 4
-    fig, axes = plt.subplots(-(-len(records) // cols), cols, figsize=(11, 2.4 * -(-len(records) // cols)), sharex=True, sharey=True, squeeze=False, layout='constrained')
-    for ax in axes.flat[len(records):]: ax.remove()
-    for ax, r in zip(axes.flat, records):
-        for f in ('DC', 'DL', 'BC'): ax.plot([p['step'] for p in r['probes']], [p[f'r {f}'] for p in r['probes']], marker='.', label=f)
-        o = r['options']
-        norm = 'no final norm' if o.get('no_final_norm') else 'final norm'
-        ax.set_title(f'{norm}, shift {o.get("shift", 0.1)}{", flip" if o.get("flip") else ""}', fontsize=9)
-    axes[0, 0].legend(fontsize=8)
-    return fig
