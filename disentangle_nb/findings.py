@@ -159,8 +159,8 @@ def method_row(
 
 def methods_table(
     records: list, # of a study in which DC and BC are judged
-    names: list = None, # of methods; default: all
-    columns: list = None # beside the method; default: all
+    names: list | None = None, # of methods; default: all
+    columns: list | None = None # beside the method; default: all
 ) -> str: # Markdown
     "Methods at their chosen weights, below the poster's ideal"
     head = ['method', 'λ', 'seeds', 'r: DC', 'r: BC', 'DC slice: DC', 'DC slice: BC', 'BC slice: DC', 'BC slice: BC', 'R1', 'R1 MLP', 'R2', 'R3', 'distance', 'seconds']
