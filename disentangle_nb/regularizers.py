@@ -29,7 +29,7 @@ def sum_pairs(
 # %% ../nbs/03_regularizers.ipynb #b7465315
 def equal_slices(
     z:Tensor, # Both views, `(2N, D)`
-    n_slices: int | Sequence[int] = 2, # Number of slices, or their widths, which must be equal
+    n_slices:int|Sequence[int]=2, # Number of slices, or their widths, which must be equal
 )->list: # `K` normalised slices, each `(2N, D/K)`
     "Cut `z` into equally wide slices and normalise each"
     slices = split_slices(z, n_slices)
