@@ -7,6 +7,7 @@ __all__ = ['KERNELS', 'median_bandwidth', 'hsic', 'cka', 'distance_correlation',
            'half_sample_interval', 'slice_dependence', 'seed_agreement']
 
 # %% ../nbs/10_dependence.ipynb #ee998c1c
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -205,7 +206,7 @@ def _few_halves(n, n_boot, max_rows, seed):
 
 def slice_dependence(
     x, # embeddings `(n, D)`
-    slices=2, # number of equal slices, or their widths
+    slices: int | Sequence[int] = 2, # number of equal slices, or their widths
     n_perm: int = 199, # shuffles of the permutation tests, 0 for none
     n_boot: int = 50, # half samples for the intervals, 0 for none
     max_rows: int = 1000, # rows for tests and intervals
@@ -227,7 +228,7 @@ def slice_dependence(
 def seed_agreement(
     a, # embeddings `(n, D)` of one run
     b, # embeddings `(n, E)` of the same rows by another run
-    slices=2, # number of equal slices, or their widths, of both
+    slices: int | Sequence[int] = 2, # number of equal slices, or their widths, of both
     kernel: str = "linear", # of the CKA
     n_boot: int = 50, # half samples for the interval, 0 for none
     max_rows: int = 1000, # rows for the interval

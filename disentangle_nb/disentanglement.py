@@ -11,11 +11,11 @@ __all__ = ['Factor', 'as_factors', 'as_blocks', 'equal_width_bins', 'label_entro
 
 # %% ../nbs/11_disentanglement.ipynb #e3e8cc3b
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.special import digamma, entr
 from scipy.stats import rankdata
 from torch import nn
@@ -75,7 +75,7 @@ def as_factors(
 ) -> list: # of `Factor`
     "Typed and checked factors"
     (a, found), (b, _) = _columns(train), _columns(test)
-    names = [f"f{i}" for i in range(len(a))] if names is None and found is None else list(names or found)
+    names = list(names or found or (f"f{i}" for i in range(len(a))))
     kinds = [None] * len(a) if discrete is None else list(np.broadcast_to(discrete, len(a)))
     if not len(a) == len(b) == len(names): raise ValueError(f"{len(a)} train factors, {len(b)} test factors and {len(names)} names {names} must be as many")
     return [_factor(*args) for args in zip(names, a, b, kinds)]
@@ -146,11 +146,11 @@ def _kraskov(x, y, k):
     "Kraskov et al. 2004, first estimate: continuous columns and a continuous vector"
     k = min(k, len(y) - 1)
     def one(v):
-        r = cKDTree(p := np.stack([v, y], 1)).query(p, k + 1, p=np.inf)[0][:, -1]
+        r = KDTree(p := np.stack([v, y], 1)).query(p, k + 1, p=np.inf)[0][:, -1]
         return digamma(len(v)) + digamma(k) - (digamma(_closer(v, r)) + digamma(_closer(y, r))).mean()
     return np.array([one(v) for v in x.T])
 
-def _knn_mi(x, f, i=slice(None), k=10):
+def _knn_mi(x, f, i: slice | np.ndarray = slice(None), k=10):
     "Nearest-neighbour estimates of all dimensions on rows `i`, negative ones set to 0"
     standard = lambda v: (v - v.mean(0)) / np.where(v.std(0) > 0, v.std(0), 1)
     y = f.test.numpy()[i]
@@ -170,7 +170,7 @@ def label_entropy(
     y, C = _classes(f, bins)
     return entr(np.bincount(y, minlength=C) / len(y)).sum().item()
 
-def _binned_mi(b, factors, bins=20, i=slice(None)):
+def _binned_mi(b, factors, bins=20, i: slice | np.ndarray = slice(None)):
     "Information `(D, F)` of binned dimensions `(m, D)` on rows `i`"
     classes = [_classes(f, bins) for f in factors]
     return np.stack([_plug_in(_counts(b[i], y[i], bins, C)) for y, C in classes], 1)
@@ -192,13 +192,13 @@ def mi_matrix(
 @dataclass(eq=False)
 class Regressor:
     "A fitted predictor of a continuous factor"
-    net: object # standardised `(n, D)` to standardised `(n, 1)`; None for a linear one, which has `weight`
+    net: Any # standardised `(n, D)` to standardised `(n, 1)`; None for a linear one, which has `weight`
     mean: torch.Tensor # `(D,)` of the training rows
     std: torch.Tensor # `(D,)` of the training rows
     y_mean: float # of the factor in training
     y_std: float # of the factor in training
     noise: float = 1. # residual variance over `y_std` squared, held out
-    weight: torch.Tensor = None # `(1, D)` of a linear one
+    weight: torch.Tensor | None = None # `(1, D)` of a linear one
     l2: float = 0. # the chosen strength of a linear one
 
     @torch.no_grad()
@@ -226,7 +226,7 @@ def ridge_probe(
     mean, std = _standardiser(x)
     z, t = (x.to(mean) - mean) / std, ((y - y.mean()) / y.std(unbiased=False)).to(mean)
     trial = {lam: (z[n:] @ _ridge(z[:n], t[:n], lam)[0] - t[n:]).square().mean().item() for lam in l2}
-    lam = min(trial, key=trial.get)
+    lam = min(trial, key=trial.__getitem__)
     return Regressor(None, mean, std, y.mean().item(), y.std(unbiased=False).item(), max(trial[lam], 1e-12), _ridge(z, t, lam), lam)
 
 # %% ../nbs/11_disentanglement.ipynb #c125e385
@@ -258,19 +258,19 @@ class Reading(NamedTuple):
     base: np.ndarray # of predicting nothing: unused; or the squared deviation from the training mean
     info: np.ndarray # nats gained over the prior
     prior: np.ndarray # minus log-probability under the prior, nats
-    odds: np.ndarray # log-odds of every class `(m, C)`, None if continuous
-    probe: object # the fitted probe
+    odds: np.ndarray | None # log-odds of every class `(m, C)`, None if continuous
+    probe: Any # the fitted probe
 
-    def accuracy(self, i=slice(None)) -> float: # percent
+    def accuracy(self, i: slice | np.ndarray = slice(None)) -> float: # percent
         "Percentage right, or 100 R squared, on rows `i`"
         if self.discrete: return 100 * self.score[i].mean()
         return 100 * (1 - self.score[i].sum() / self.base[i].sum())
 
-    def information(self, i=slice(None)) -> float: # nats
+    def information(self, i: slice | np.ndarray = slice(None)) -> float: # nats
         "Predictive information on rows `i`"
         return self.info[i].mean()
 
-    def normalised(self, i=slice(None)) -> float: # 0 to 1, below 0 for an over-confident probe
+    def normalised(self, i: slice | np.ndarray = slice(None)) -> float: # 0 to 1, below 0 for an over-confident probe
         "Share of the factor: information over its entropy, or R squared"
         return self.info[i].sum() / self.prior[i].sum() if self.discrete else self.accuracy(i) / 100
 
@@ -343,15 +343,15 @@ def boosted_trees(
     factors: list, # of `Factor`
     rows=None, # training rows to fit on; default 1,000 drawn by the seed
     n_estimators: int = 100, # rounds
-    max_features="sqrt", # dimensions that a split may use; None for all, as published
+    max_features: str | int | None = "sqrt", # dimensions that a split may use; None for all, as published
     seed: int = 0, # of rows and splits
 ) -> list: # of fitted scikit-learn estimators, one for each factor
     "Gradient-boosted trees that predict each factor from the embedding"
     from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
     x = check_embeddings(x).double().cpu().numpy()
     if rows is None: rows = np.random.default_rng(seed).permutation(len(x))[:1000]
-    kw = dict(n_estimators=n_estimators, max_features=max_features, random_state=seed)
-    make = lambda f: (GradientBoostingClassifier if f.discrete else GradientBoostingRegressor)(**kw)
+    kind = lambda f: GradientBoostingClassifier if f.discrete else GradientBoostingRegressor
+    make = lambda f: kind(f)(n_estimators=n_estimators, max_features=max_features, random_state=seed)
     return [make(f).fit(x[rows], f.train.numpy()[rows]) for f in factors]
 
 def boosted_importance(
@@ -400,7 +400,7 @@ def explicitness_area(
 
 def explicitness_es(
     reads: dict, # MLP width to `Reading`, 1 for the linear probe, as `capacity_readings` returns it
-    i=slice(None), # test rows to use
+    i: slice | np.ndarray = slice(None), # test rows to use
 ) -> float: # -1 to 1
     "Explicitness of DCI-ES on a linear probe and MLPs of increasing width"
     discrete = next(iter(reads.values())).discrete
@@ -429,7 +429,7 @@ def top_gap(
 
 def mig(
     I: np.ndarray, # information `(codes, F)`
-    H=1., # entropy of each factor `(F,)`, same unit; 1 if `I` is already a share
+    H: float | np.ndarray = 1., # entropy of each factor `(F,)`, same unit; 1 if `I` is already a share
 ) -> float: # at most 1
     "Mutual information gap"
     return float((top_gap(I) / H).mean())
@@ -491,10 +491,10 @@ def auc(
 def explicitness_auc(
     r: Reading, # of a discrete factor
     y: np.ndarray, # class of each test row
-    i=slice(None), # rows to use
+    i: slice | np.ndarray = slice(None), # rows to use
 ) -> float: # 0.5 to 1; nan if continuous
     "One-versus-rest area under the ROC curve, averaged over the classes on test"
-    if not r.discrete: return float("nan")
+    if r.odds is None: return float("nan")
     present = [c for c in np.unique(y[i]) if (y[i] != c).any()]
     return float(auc(r.odds[i][:, present], y[i][:, None] == present).mean()) if present else float("nan")
 

@@ -150,7 +150,7 @@ def findings_table(
         rows += [[str(n), j['sentence'], *c] for c in cells or [['', '', '', str(len(j['seeds'])), 'undecided']]]
     return markdown_table(rows, (0, 1, 2, 6))
 
-# %% ../nbs/20_findings.ipynb #78856c26
+# %% ../nbs/20_findings.ipynb #4cc29b7e
 def mean_and_spread(
     values: list, # over seeds
     digits: int = 1 # after the point
@@ -184,8 +184,8 @@ def method_row(
 
 def methods_table(
     records: list, # of a study, of one kind of pairs
-    names: list = None, # of methods; default: all
-    columns: list = None # beside the method; default: all
+    names: list | None = None, # of methods; default: all
+    columns: list | None = None # beside the method; default: all
 ) -> str: # Markdown
     "Methods at their chosen weights, below the poster's ideal"
     if not records: raise ValueError('no records to make a table of')

@@ -9,6 +9,7 @@ __all__ = ['Embedded', 'own_slices', 'class_names', 'recompose', 'draw_recipes',
 
 # %% ../nbs/17_gallery.ipynb #95a747dc
 import base64, html, io, json
+from collections.abc import Sequence
 from math import comb
 from pathlib import Path
 
@@ -30,9 +31,9 @@ class Embedded:
     def __init__(self,
                  parts: dict, # `train` and `test` to `(embeddings (n, D), factors (n, 3))`
                  images: Tensor, # `(n, 3, size, size)` uint8, of the test part
-                 slices = 2, # number of equal slices, or their widths
+                 slices: int | Sequence[int] = 2, # number of equal slices, or their widths
                  shared: tuple = ('DC', 'BC'), # names of the factors that are judged
-                 classes: dict = None # factor to the names of its classes; numbers if not given
+                 classes: dict | None = None # factor to the names of its classes; numbers if not given
                 ):
         z, factors = parts['test']
         if len(images) != len(z): raise ValueError(f'{len(images)} images for {len(z)} test embeddings: give the images of the test part, in its order')
@@ -428,7 +429,7 @@ def explorer_html(
 
 def write_explorer(
     run, # a `Run` or `Embedded`
-    path: Path, # of the HTML file
+    path: str | Path, # of the HTML file
     n: int = 1000, # test images
     thumb: int = 48 # side of a thumbnail, pixels
 ) -> int: # bytes
@@ -440,7 +441,7 @@ def write_explorer(
 # %% ../nbs/17_gallery.ipynb #95a14b3e
 def write_gallery(
     run: Run, # finished
-    folder: Path, # where the pictures, `gallery.md` and `explorer.html` go
+    folder: str | Path, # where the pictures, `gallery.md` and `explorer.html` go
     n: int = 1000 # test images on the maps
 ) -> str: # Markdown
     "Every picture and number of this page for one run"

@@ -10,6 +10,7 @@ __all__ = ['DENSE_BELOW', 'STRIP', 'check_pair', 'check_values', 'joined', 'part
 
 # %% ../nbs/02_infonce.ipynb #80f67b47
 import math
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import wraps
 import torch
@@ -145,7 +146,7 @@ def one_of(
     if value not in options: raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 def reduced(
-    total:Tensor, # A sum
+    total, # A sum, a scalar tensor
     n:int, # By what its mean divides
     reduction:str='mean', # 'mean' or 'sum'
 )->Tensor:
@@ -302,7 +303,7 @@ class SliceLoss(nn.Module):
     "Base of the losses: common options, called as `loss(z0, z1)` on raw projections `(N, D)`"
     name = 'loss'
     def __init__(self, *,
-        n_slices=2, # Slices of `z`: an int (equal contiguous widths) or a sequence of widths
+        n_slices:int|Sequence[int]=2, # Slices of `z`: an int (equal contiguous widths) or a sequence of widths
         tau:float=0.1, # Temperature, positive
         reduction:str='mean', # 'mean' or 'sum'
         check_finite:bool=False, # Raise an error on NaN or infinite input? (makes a GPU wait)
@@ -316,7 +317,7 @@ class SliceLoss(nn.Module):
         if self.check_finite: check_values(z0, z1)
         return self.loss(z0, z1)
 
-    def loss(self, z0, z1): raise TypeError(f'{type(self).__name__} must define loss(z0, z1)')
+    def loss(self, z0, z1)->Tensor: raise TypeError(f'{type(self).__name__} must define loss(z0, z1)')
     def extra_repr(self): return f'{self.name}, n_slices={self.n_slices}, tau={self.tau}, reduction={self.reduction!r}'
 
 # %% ../nbs/02_infonce.ipynb #dc8949ca
@@ -329,7 +330,7 @@ class InfoMax(SliceLoss):
 def sub_info_nce(
     z0:Tensor, # Projections of the first views, `(N, D)`, raw
     z1:Tensor, # Projections of the second views, `(N, D)`, raw
-    n_slices=2, # Number of equal slices, or their widths
+    n_slices:int|Sequence[int]=2, # Number of equal slices, or their widths
     tau:float=0.1, # Temperature, positive
     reduction:str='mean', # 'mean' over the `2N` anchors, or 'sum'
 )->Tensor: # Scalar, nats

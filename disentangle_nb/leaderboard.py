@@ -46,7 +46,7 @@ def _title(r):
 # %% ../nbs/21_beyond.ipynb #dfa09454
 def leaderboard_rows(
     records: list, # of studies, with runs without a regulariser for the same seeds
-    told: str = None # only this supervision
+    told: str | None = None # only this supervision
 ) -> list: # of dictionaries, the largest gap first
     "One row for each method and its options"
     rows = []
@@ -63,7 +63,7 @@ def leaderboard_rows(
 
 def leaderboard(
     records: list, # as in `leaderboard_rows`
-    told: str = None # only this supervision
+    told: str | None = None # only this supervision
 ) -> str: # Markdown
     "The rows as a table"
     pm = lambda v, d=1: f'{v[0]:.{d}f}' + ('' if v[1] is None else f'\u00a0±\u00a0{v[1]:.{d}f}')

@@ -10,6 +10,7 @@ __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'routes_of', 'RoutedMax', 'Mixtu
 
 # %% ../nbs/04_losses.ipynb #580af74b
 import math
+from collections.abc import Sequence
 from functools import partial
 import torch
 from torch import nn, Tensor
@@ -23,7 +24,7 @@ _all_ = ['info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent', 'sub_info_nce
          'info_min', 'ortho', 'hess', 'hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
 
 # %% ../nbs/04_losses.ipynb #6caa6004
-REGULARIZERS = dict(
+REGULARIZERS:dict = dict(
     none=lambda **kwargs: None,
     infomin=InfoMinReg, infomin_cross=partial(InfoMinReg, denominator='cross'),
     ortho=OrthoReg, ortho_fixed=partial(OrthoReg, permute='fixed'), ortho_redrawn=partial(OrthoReg, permute='redrawn'),
@@ -79,14 +80,14 @@ class MixtureMax(SliceLoss):
             return total / len(z) if self.reduction == 'mean' else total
 
 # %% ../nbs/04_losses.ipynb #4e0c9afe
-BASES = dict(sub=SubInfoMax, whole=InfoMax, mixture=MixtureMax, routed=RoutedMax)
+BASES:dict = dict(sub=SubInfoMax, whole=InfoMax, mixture=MixtureMax, routed=RoutedMax)
 
 def make_base(
-    base='sub', # A key of `BASES`, or a module called as `base(z0, z1)`
+    base:str|nn.Module='sub', # A key of `BASES`, or a module called as `base(z0, z1)`
     **kwargs, # Options of the loss, for a key
 )->nn.Module:
     "The contrastive loss that is regularised"
-    if callable(base): return base
+    if callable(base) and not isinstance(base, str): return base
     one_of('base', base, BASES)
     return BASES[base](**kwargs)
 
@@ -110,9 +111,9 @@ class DisentangleLoss(nn.Module):
     "A contrastive loss plus weighted regularisers, called as `loss(z0, z1)` on raw projections `(N, D)`; with the kinds too if `uses_kind`"
     def __init__(self,
         regs=None, # A regulariser, a list of them, or None
-        lam=1.0, # Weight of the regularisers: one number for all, or one each
-        base='sub', # A key of `BASES`, or a module called as `base(z0, z1)`
-        n_slices=2, # Slices of `z` for the base: an int or a sequence of widths
+        lam:float|Sequence[float]=1.0, # Weight of the regularisers: one number for all, or one each
+        base:str|nn.Module='sub', # A key of `BASES`, or a module called as `base(z0, z1)`
+        n_slices:int|Sequence[int]=2, # Slices of `z` for the base: an int or a sequence of widths
         tau:float=0.1, # Temperature of the base
         reduction:str='mean', # Reduction of the base: 'mean' or 'sum'
         warmup:int=0, # Steps over which the weights grow from 0 to `lam`
@@ -137,6 +138,7 @@ class DisentangleLoss(nn.Module):
         base,regs = self.base(z0, z1, *kind), [m(z0, z1) for m in self.regs]
         weights = self.weights()
         lams = list(weights.values()) * (len(regs) if 'lam' in weights else 1)
-        loss = sum((l * r for l,r in zip(lams, regs)), start=base)
+        loss = base
+        for l,r in zip(lams, regs): loss = loss + l * r
         self.parts = {n: v.detach() for n,v in zip(self.names, (base, *regs))} | {n: loss.new_full((), l) for n,l in weights.items()} | {'loss': loss.detach()}
         return loss

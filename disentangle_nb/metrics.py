@@ -15,10 +15,12 @@ import json
 import time
 import zipfile
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +80,7 @@ def _checked(embeddings, factors, test, slices, names, discrete, seed):
     return x[:, order], xt[:, order], as_factors(y, yt, names, discrete), parts
 
 # %% ../nbs/12_metrics.ipynb #bfa3547b
-def _chance(f, i=slice(None)):
+def _chance(f, i: slice | np.ndarray = slice(None)):
     "Accuracy of naming the most common training class, percent; 0 for a continuous factor"
     return 100 * (f.test == torch.bincount(f.train).argmax()).double()[i].mean().item() if f.discrete else 0.
 
@@ -165,7 +167,7 @@ def _row_entropy(f, rows):
     p = np.bincount(y[rows], minlength=C) / len(rows)
     return -(p[p > 0] * np.log(p[p > 0])).sum()
 
-def _infomec_scores(m, i=slice(None)):
+def _infomec_scores(m, i: slice | np.ndarray = slice(None)):
     "InfoM and InfoC of single dimensions, by nearest neighbours"
     rows = np.arange(len(m.xt))[i]
     N = np.stack([_knn_mi(m.xt, f, rows) / max(_row_entropy(f, rows), 1e-12) for f in m.factors], 1)[active_codes(m.xt[rows])]
@@ -178,13 +180,13 @@ def _merge(*tables):
         for k, v in t.items(): out.setdefault(k, {}).update(v)
     return out
 
-def _row_scores(m, i=slice(None)):
+def _row_scores(m, i: slice | np.ndarray = slice(None)):
     "All scores that are sums over test rows `i`"
     es = {"dci_es_explicitness": {"whole": float(np.mean([explicitness_es(c, i) for c in m.capacity]))}} if m.capacity else {}
     return _merge(_leakage_scores(m, i), _share_scores(m, i), _dimension_scores(m, i), es)
 
 # %% ../nbs/12_metrics.ipynb #a95911f4
-def _dci_scores(R_block, R_dim, suffix=""):
+def _dci_scores(R_block, R_dim, *, suffix=""):
     "Disentanglement and completeness of both importance matrices"
     both = {"block": R_block, "dimension": R_dim}
     return {f"dci_disentanglement{suffix}": {k: dci_disentanglement(R) for k, R in both.items()},
@@ -205,15 +207,15 @@ def _tree_accuracy(t, f, xt):
     guess, y = t.predict(xt), f.test.numpy()
     return (guess == y).mean() if f.discrete else 1 - ((guess - y)**2).sum() / ((y - f.train.numpy().mean())**2).sum()
 
-def _boosted_dci(m, x, rows, seed, i=slice(None)):
+def _boosted_dci(m, x, rows, seed, i: slice | np.ndarray = slice(None)):
     "DCI with boosted importances of trees fitted on training `rows`, or on those at `i` of them"
     trees = boosted_trees(x, m.factors, rows[i], seed=seed)
     R = boosted_importance(trees)
     accuracy = {"informativeness_boosted": {"whole": float(np.mean([_tree_accuracy(t, f, m.xt) for t, f in zip(trees, m.factors)]))}}
-    return accuracy | _dci_scores(block_sums(R, [m.parts[b] for b in m.blocks]), R, "_boosted")
+    return accuracy | _dci_scores(block_sums(R, [m.parts[b] for b in m.blocks]), R, suffix="_boosted")
 
 # %% ../nbs/12_metrics.ipynb #26c2b468
-def _clean(v):
+def _clean(v) -> Any:
     "JSON-safe copy: NaN as None, NumPy numbers as Python's"
     if isinstance(v, dict): return {str(k): _clean(w) for k, w in v.items()}
     if isinstance(v, (list, tuple)): return [_clean(w) for w in v]
@@ -339,7 +341,7 @@ def _with_others(m, x, xt, factors):
     known = lambda kind, p, s, f: m.reads[kind][p][m.factors.index(f)] if f in m.factors else read_factor(x[:, s], xt[:, s], f, kind)
     return {kind: {p: [known(kind, p, s, f) for f in factors] for p, s in m.parts.items()} for kind in m.reads}
 
-def _meta(m, x, xt, factors, **kw):
+def _meta(m, x, xt, factors, **kw) -> dict:
     "What was measured, and how"
     per = lambda fn: {f.name: fn(f) for f in factors}
     widths = [m.parts[b].stop - m.parts[b].start for b in m.blocks]
@@ -350,7 +352,7 @@ def _meta(m, x, xt, factors, **kw):
 def metrics_card(
     embeddings, # `(n, D)`: tensor, array or DataFrame
     factors, # `(n, F)`: tensor, array or DataFrame; integers are classes, floats continuous
-    slices=2, # number of equal slices, their widths, or index lists that cover the dimensions
+    slices: int | Sequence = 2, # number of equal slices, their widths, or index lists that cover the dimensions
     test=None, # `(embeddings, factors)`; default 30 % of the rows
     names=None, # of the factors; default a DataFrame's, else `f0`, `f1`, ...
     discrete=None, # True, False or None for each factor: overrides its type
@@ -422,13 +424,13 @@ class Comparison:
 # %% ../nbs/12_metrics.ipynb #4415b073
 def compare(
     cards: dict, # method to its `MetricsCard`, or to a list over seeds in one order for all methods
-    baseline: str = None, # method that the others are compared to; default the first
+    baseline: str | None = None, # method that the others are compared to; default the first
     level: float = 0.95, # coverage of the interval of the paired differences
 ) -> Comparison: # of every metric
     "Means over seeds and paired differences to a baseline"
     cards = {k: list(v) if isinstance(v, (list, tuple)) else [v] for k, v in cards.items()}
     baseline = next(iter(cards), None) if baseline is None else baseline
-    if baseline not in cards: raise ValueError(f"baseline={baseline!r} is none of {list(cards)}")
+    if baseline is None or baseline not in cards: raise ValueError(f"baseline={baseline!r} is none of {list(cards)}")
     sizes = {k: len(v) for k, v in cards.items()}
     if len(set(sizes.values())) > 1 or not all(sizes.values()): raise ValueError(f"paired differences need one card for each seed and method, got {sizes}")
     rows = {}
@@ -514,4 +516,4 @@ def _measure_file(a):
     if not all(w.strip().isdecimal() for w in a.slices.split(",")): raise ValueError(f"slices must be a number, or widths joined by commas, got {a.slices!r}")
     widths, data = [int(w) for w in a.slices.split(",")], load_embeddings(a.emb)
     return metrics_card(**data | dict(names=a.names or data["names"]), slices=widths if len(widths) > 1 else widths[0], shared=a.shared,
-                        boosted=a.boosted, n_boot=a.n_boot, seed=a.seed, **dict(mlp=False, widths=()) if a.linear else {})
+                        boosted=a.boosted, n_boot=a.n_boot, seed=a.seed, **dict[str, Any](mlp=False, widths=()) if a.linear else {})

@@ -7,6 +7,7 @@ __all__ = ['split_slices', 'conv_bn', 'BasicBlock', 'small_resnet', 'make_encode
            'embed']
 
 # %% ../nbs/01_model.ipynb #25e2ee17
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 # %% ../nbs/01_model.ipynb #5392245d
 def split_slices(
     z: Tensor, # `(..., D)` embedding
-    n_slices = 2 # number K of equal slices, or a sequence of widths that sum to D
+    n_slices: int | Sequence[int] = 2 # number K of equal slices, or a sequence of widths that sum to D
 ) -> tuple: # K tensors `(..., width)`, views of `z`
     "The contiguous slices of an embedding"
     D = z.shape[-1]
@@ -99,7 +100,7 @@ class SlicedModel(nn.Module):
     def __init__(self,
                  arch: str | nn.Module = 'small', # as in `make_encoder`
                  dim: int = 64, # width D of the embedding
-                 n_slices = 2, # number K of equal slices, or a sequence of widths
+                 n_slices: int | Sequence[int] = 2, # number K of equal slices, or a sequence of widths
                  hidden: int = 0, # width of the projection's hidden layer; 0 for a linear projection
                  final_norm: bool = True, # end in a batch norm without affine
                  size: int = 64, # side of the image, pixels

@@ -154,8 +154,8 @@ def _crop(photos, i, size, corner):
 def compose(
     source: Source, # digits, photographs, grid
     rows: Tensor, # `(N, 3)` digit, location, photograph
-    corner: Tensor = None, # `(N, 2)` top and left of the crop, pixels; centre if not given
-    flip: Tensor = None # `(N,)` bool, mirror the photograph
+    corner: Tensor | None = None, # `(N, 2)` top and left of the crop, pixels; centre if not given
+    flip: Tensor | None = None # `(N,)` bool, mirror the photograph
 ) -> Tensor: # `(N, 3, size, size)` uint8, channels-last in memory
     "Digits pasted on photographs by element-wise maximum"
     order = rows[:, 1].argsort(stable=True)
@@ -180,8 +180,8 @@ def _flush_folder(folder):
         finally: os.close(entry)
 
 def write_atomic(
-    path: Path, # where to write
-    data: bytes # content, or several pieces of it
+    path: str | Path, # where to write
+    data: bytes | list | tuple # content, or several pieces of it
 ):
     "Write to a temporary name beside `path`, flush, rename"
     path = Path(path)
@@ -199,7 +199,7 @@ def write_atomic(
 
 # %% ../nbs/00_overlay.ipynb #c69c21e2
 def sweep(
-    folder: Path, # where `write_atomic` wrote
+    folder: str | Path, # where `write_atomic` wrote
     age: float = 0 # seconds; younger files may belong to a process that is still writing
 ):
     "Remove the temporary files of writers that were killed"
@@ -215,7 +215,7 @@ class DamagedFile(ValueError):
 
 def save_checked(
     obj, # tensors, numbers and strings in dictionaries, lists and tuples
-    path: Path # where to write
+    path: str | Path # where to write
 ):
     "`torch.save` with a digest, atomically"
     buffer = io.BytesIO()
@@ -224,7 +224,7 @@ def save_checked(
     write_atomic(path, [_MAGIC, hashlib.sha256(data).digest(), data])
 
 def load_checked(
-    path: Path # a file that `save_checked` wrote
+    path: str | Path # a file that `save_checked` wrote
 ):
     "What `save_checked` wrote; `DamagedFile` if a byte differs"
     with open(path, 'rb') as f: head, digest, data = f.read(len(_MAGIC)), f.read(32), f.read()
@@ -236,7 +236,7 @@ def load_checked(
 # %% ../nbs/00_overlay.ipynb #0864d11d
 @contextmanager
 def only_writer(
-    folder: Path # made if needed; an empty file `.lock` stays in it
+    folder: str | Path # made if needed; an empty file `.lock` stays in it
 ):
     "Keep other processes out of a folder, and sweep it"
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -386,15 +386,15 @@ def _folders(digits, backgrounds, split):
 
 # %% ../nbs/00_overlay.ipynb #9dfdbc6a
 def load_source(
-    name: str = 'embedded', # `embedded`, `mnist_stl10`, or a folder that holds `digits/` and `backgrounds/`
+    name: str | Path = 'embedded', # `embedded`, `mnist_stl10`, or a folder that holds `digits/` and `backgrounds/`
     split: str = 'train', # `train`, `valid` or `test`
-    path: str = None, # where MNIST and STL-10 are; default: `DISENTANGLE_DATA`, else torchvision's download
+    path: str | Path | None = None, # where MNIST and STL-10 are; default: `DISENTANGLE_DATA`, else torchvision's download
     scheme: str = 'authors', # `authors` or `official` split of MNIST and STL-10
     valid: float = 0.1, # share of the training part of MNIST and STL-10 kept for validation
-    digits: str = None, # own folder of digits, one sub-folder a class
-    backgrounds: str = None, # own folder of photographs, one sub-folder a class
+    digits: str | Path | None = None, # own folder of digits, one sub-folder a class
+    backgrounds: str | Path | None = None, # own folder of photographs, one sub-folder a class
     size: int = 64, # side of the composed image, pixels
-    grid: Grid = None, # locations of the digit; default: `make_grid(size)`
+    grid: Grid | None = None, # locations of the digit; default: `make_grid(size)`
     crop: str = 'centre', # `centre` or `random` crop of the photograph
     device = None # where the images are kept; default: CPU
 ) -> Source:
@@ -439,8 +439,8 @@ def sample(
 
 # %% ../nbs/00_overlay.ipynb #af2fd09e
 def parse_kinds(
-    kinds: str | list, # `'DC-BC'`, `'DC-DL,BC-DL'` or a list of names
-    factors = FACTORS # names of the factors there are
+    kinds: str | list | tuple, # `'DC-BC'`, `'DC-DL,BC-DL'` or a list of names
+    factors: list | tuple = FACTORS # names of the factors there are
 ) -> list: # names in standard order of factors
     "Check the names of kinds of pairs, and put their factors in the standard order"
     names = kinds.split(',') if isinstance(kinds, str) else list(kinds)
@@ -483,8 +483,8 @@ class Augment:
 
 def to_float(
     images: Tensor, # `(n, 3, h, w)` uint8
-    augment: Augment = None, # colour jitter; none if not given
-    generator: torch.Generator = None # CPU generator for the jitter
+    augment: Augment | None = None, # colour jitter; none if not given
+    generator: torch.Generator | None = None # CPU generator for the jitter
 ) -> Tensor: # `(n, 3, h, w)` float32, channels-last in memory, 0 is mid-grey, about -2..2
     "Images as an encoder takes them"
     n, c, _, w = images.shape
@@ -501,11 +501,11 @@ def to_float(
 class PairStream:
     "An endless stream of batches of pairs; batch `b` depends on the seed and on `b` only"
     source: Source # where images come from
-    kinds: list # kinds of pairs mixed in a batch, e.g. `['DC-BC']`
+    kinds: str | list # kinds of pairs mixed in a batch, e.g. `['DC-BC']`
     bs: int = 256 # pairs in a batch, N
     seed: int = 0 # of pairs and of augmentation
     same: str = 'class' # a fixed factor means the same `class` or the same `instance`
-    augment: Augment = None # none if not given
+    augment: Augment | None = None # none if not given
 
     def __post_init__(self):
         self.kinds = parse_kinds(self.kinds)
@@ -549,7 +549,7 @@ class PairLoader(DataLoader):
                  stream, # a `PairStream`, or anything with `bs`, `batch(b)`, `to(device)`, `kinds` and `classes`
                  n_batches: int, # batches in an epoch
                  repeat: bool = False, # each epoch gives the same batches (for validation)
-                 stop: int = None, # no batch from this number on; the last epoch may be shorter
+                 stop: int | None = None, # no batch from this number on; the last epoch may be shorter
                  device = None # where batches go; default: fastai's
                 ):
         super().__init__(dataset=stream, bs=stream.bs, n=n_batches * stream.bs, num_workers=0, device=device)
@@ -570,7 +570,7 @@ class PairLoader(DataLoader):
             yield self.one_batch(self.position - 1)
 
     def one_batch(self,
-                  b: int = None # number of the batch; default: the next one
+                  b: int | None = None # number of the batch; default: the next one
                  ) -> tuple: # as `PairStream.batch`, on the loader's device
         "A batch without moving on"
         return tuple(t.to(self.device) for t in self.stream.batch(self.position if b is None else b))
@@ -589,7 +589,7 @@ class PairLoader(DataLoader):
 # %% ../nbs/00_overlay.ipynb #e25c8d33
 def show_images(
     images: Tensor, # `(n, 3, h, w)` uint8, or floats as `to_float` makes them
-    titles: list = None, # one for each image
+    titles: list | None = None, # one for each image
     cols: int = 8, # images in a row
     size: float = 1.4 # inches of one image
 ):
@@ -622,7 +622,7 @@ def stream_dls(
     held, # stream of the validation part
     n_batches: int = 100, # batches in an epoch
     n_valid: int = 4, # batches of the validation part
-    stop: int = None, # training ends before this batch
+    stop: int | None = None, # training ends before this batch
     device = None # default: fastai's, CUDA where there is one
 ) -> DataLoaders:
     "fastai `DataLoaders` of two streams"
@@ -638,10 +638,10 @@ def pair_dls(
     bs: int = 256, # pairs in a batch, N
     n_batches: int = 100, # batches in an epoch
     n_valid: int = 4, # batches of the validation part
-    stop: int = None, # training ends before this batch
+    stop: int | None = None, # training ends before this batch
     seed: int = 0, # of pairs and of augmentation
     same: str = 'class', # a fixed factor means the same `class` or the same `instance`
-    augment: Augment = Augment(), # of the training part
+    augment: Augment | None = Augment(), # of the training part
     device = None # default: fastai's, CUDA where there is one
 ) -> DataLoaders:
     "fastai `DataLoaders` of pairs"

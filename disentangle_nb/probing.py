@@ -10,6 +10,7 @@ __all__ = ['PROBES', 'as_slices', 'check_embeddings', 'check_labels', 'ProbeBase
 
 # %% ../nbs/06_probing.ipynb #ba917f08
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -49,8 +50,8 @@ def check_embeddings(
 # %% ../nbs/06_probing.ipynb #9d714a64
 def check_labels(
     y, # labels `(n,)` or factors `(n, F)`: tensor or array of integers
-    n: int = None, # number of rows that the embeddings have
-    n_classes: int = None, # labels must lie below it
+    n: int | None = None, # number of rows that the embeddings have
+    n_classes: int | None = None, # labels must lie below it
     name: str = "factor", # what the error message calls it
 ) -> torch.Tensor: # int64, same shape
     "Labels as non-negative int64"
@@ -162,7 +163,7 @@ def linear_probe(
     x_valid=None, # validation embeddings; default the last fifth of each class of the training rows
     y_valid=None, # validation labels
     l2=(1e-1, 1e-2, 1e-3, 1e-4, 1e-5), # regularisation strengths, strong to weak; `1/(n C)` in scikit-learn's terms
-    n_classes: int = None, # default one more than the largest label
+    n_classes: int | None = None, # default one more than the largest label
     device=None, # default that of `x`
 ) -> Probe: # fitted on all training rows at the chosen strength
     "Multinomial logistic regression, its regularisation chosen on a validation part"
@@ -234,10 +235,10 @@ def mlp_probe(
     y_valid=None, # validation labels
     width: int = 128, # of the hidden layer
     epochs: int = 30, # passes over the training rows
-    bs: int = None, # rows in a mini-batch; default a 32nd of the training rows, from 16 to 256
+    bs: int | None = None, # rows in a mini-batch; default a 32nd of the training rows, from 16 to 256
     lr: float = 3e-3, # Adam's learning rate
     seed: int = 0, # of weights and batches
-    n_classes: int = None, # default one more than the largest label
+    n_classes: int | None = None, # default one more than the largest label
     device=None, # default that of `x`
 ) -> MLPProbe: # at its best epoch on the validation part
     "A one-hidden-layer classifier, its epoch chosen on a validation part"
@@ -276,7 +277,7 @@ def knn_probe(
     x_valid=None, # unused: nothing is chosen
     y_valid=None, # unused
     k: int = 20, # number of neighbours, at most `n`
-    n_classes: int = None, # default one more than the largest label
+    n_classes: int | None = None, # default one more than the largest label
     device=None, # default that of `x`
 ) -> KNNProbe: # holds the training rows
     "A cosine nearest-neighbour classifier"
@@ -313,7 +314,7 @@ def _row_names(slices, D):
 def probe_matrix(
     train, # `(embeddings (n, D), factors (n, F))`
     test, # `(embeddings (m, D), factors (m, F))`
-    slices=2, # number of equal slices, or their widths
+    slices: int | Sequence[int] = 2, # number of equal slices, or their widths
     factor_names=("DC", "DL", "BC"), # names of the `F` columns
     probe=linear_probe, # `probe(x, y, x_valid, y_valid)` returns something with `accuracy(x, y)`
     valid=None, # `(embeddings, factors)` to choose the regularisation on
@@ -411,7 +412,7 @@ class Scorecard:
     gaps: dict # shared factor to matched slice minus best other slice, None if undefined
     R1: float # leakage, ideal 0
     R2: float # whole minus best slice, ideal 0
-    R3: float = None # baseline minus this, ideal <= 0; None without a baseline
+    R3: float | None = None # baseline minus this, ideal <= 0; None without a baseline
     probe: str = "linear" # which probe read it
     n_train: int = 0 # rows the probes were fitted on
     n_test: int = 0 # rows the accuracy is measured on
@@ -452,7 +453,7 @@ def card_from_accuracy(
     accuracy: dict, # as `probe_matrix` returns it
     chance: dict, # percent for each factor
     shared=("DC", "BC"), # factors that are judged
-    baseline: Scorecard = None, # of a run without the regulariser, for R3
+    baseline: Scorecard | None = None, # of a run without the regulariser, for R3
     **kw, # `probe`, `n_train`, `n_test`
 ) -> Scorecard: # judged
     "Match the slices, measure gaps and R1, R2, R3"
@@ -477,10 +478,10 @@ PROBES = {"linear": linear_probe, "mlp": mlp_probe, "knn": knn_probe}
 def scorecard(
     train, # `(embeddings (n, D), factors (n, F))`
     test, # `(embeddings (m, D), factors (m, F))`
-    slices=2, # number of equal slices, or their widths
+    slices: int | Sequence[int] = 2, # number of equal slices, or their widths
     factor_names=("DC", "DL", "BC"), # names of the `F` columns
     shared=("DC", "BC"), # factors that the pairs fix: the ones that are judged
-    baseline: Scorecard = None, # of a run without the regulariser, for R3
+    baseline: Scorecard | None = None, # of a run without the regulariser, for R3
     valid=None, # `(embeddings, factors)` to choose the regularisation on
     probe: str = "linear", # `linear`, `mlp` or `knn`
 ) -> Scorecard: # accuracies, chance, matching, gaps and R1, R2, R3

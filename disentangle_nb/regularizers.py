@@ -8,6 +8,7 @@ __all__ = ['HESS_FORMS', 'sum_pairs', 'equal_slices', 'log_denominators', 'info_
 
 # %% ../nbs/03_regularizers.ipynb #49d8c756
 import math
+from collections.abc import Sequence
 from itertools import combinations, permutations
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .infonce import (joined, unit, zero_to_inf, log_sum_exp, info_nce_grad, one
 # %% ../nbs/03_regularizers.ipynb #256c9b22
 def sum_pairs(
     f, # `f(a, b)` of two slices, a scalar tensor
-    slices, # List of slices
+    slices:Sequence[Tensor], # Slices of one batch
     ordered:bool=False, # Both `(a, b)` and `(b, a)`, or each pair once?
 )->Tensor: # Scalar
     "Sum of `f` over the pairs of `slices`"
@@ -28,7 +29,7 @@ def sum_pairs(
 # %% ../nbs/03_regularizers.ipynb #b7465315
 def equal_slices(
     z:Tensor, # Both views, `(2N, D)`
-    n_slices=2, # Number of slices, or their widths, which must be equal
+    n_slices:int|Sequence[int]=2, # Number of slices, or their widths, which must be equal
 )->list: # `K` normalised slices, each `(2N, D/K)`
     "Cut `z` into equally wide slices and normalise each"
     slices = split_slices(z, n_slices)
@@ -41,7 +42,7 @@ def log_denominators(
     slices, # `K` normalised slices, `(2N, D/K)` each
     tau:float=0.1, # Temperature
     denominator:str='same', # 'same' slice or 'cross'-slice similarities
-)->Tensor: # Scalar
+): # Scalar
     "Sum of InfoMin's log denominators over ordered pairs of slices and anchors"
     if denominator == 'same':
         return (len(slices) - 1) * sum(log_sum_exp(s, s, tau).sum() for s in slices)
@@ -50,7 +51,7 @@ def log_denominators(
 def info_min(
     z0:Tensor, # Projections of the first views, `(N, D)`, raw
     z1:Tensor, # Projections of the second views, `(N, D)`, raw
-    n_slices=2, # Number of equal slices
+    n_slices:int|Sequence[int]=2, # Number of equal slices
     tau:float=0.1, # Temperature, positive
     denominator:str='same', # 'same' slice (the paper's formula) or 'cross'-slice similarities
     reduction:str='mean', # 'mean' over the `2N` anchors, or 'sum'
@@ -119,8 +120,8 @@ def overlap(
 def ortho(
     z0:Tensor, # Projections of the first views, `(N, D)`, raw
     z1:Tensor, # Projections of the second views, `(N, D)`, raw
-    n_slices=2, # Number of equal slices
-    permute:str=None, # Permutation `P`: None, 'fixed' or 'redrawn'
+    n_slices:int|Sequence[int]=2, # Number of equal slices
+    permute:str|None=None, # Permutation `P`: None, 'fixed' or 'redrawn'
     seed:int=0, # Seed of the fixed permutation
     reduction:str='mean', # 'mean' over the `(2N)^2` pairs of views, or 'sum'
 )->Tensor: # Scalar, 0 or more
@@ -138,7 +139,7 @@ def ortho(
 class OrthoReg(SliceLoss):
     "Orthogonality between slices, with an optional permutation of coordinates (`tau` is not used)"
     def __init__(self, *,
-        permute:str=None, # Permutation `P`: None, 'fixed' or 'redrawn' at every call
+        permute:str|None=None, # Permutation `P`: None, 'fixed' or 'redrawn' at every call
         seed:int=0, # Seed of the fixed permutation
         **kwargs, # Options of `SliceLoss`
     ):
@@ -158,7 +159,7 @@ HESS_FORMS = dict(
 def hess(
     z0:Tensor, # Projections of the first views, `(N, D)`, raw
     z1:Tensor, # Projections of the second views, `(N, D)`, raw
-    n_slices=2, # Number of equal slices, or their widths
+    n_slices:int|Sequence[int]=2, # Number of equal slices, or their widths
     tau:float=0.1, # Temperature of the loss whose gradient is taken, positive
     form:str='batch', # Dot product over the 'batch', or products within each 'sample'
     reduction:str='mean', # 'mean' divides by `2N`, 'sum' does not
@@ -221,7 +222,7 @@ def centre(
 def hsic(
     z0:Tensor, # Projections of the first views, `(N, D)`, raw
     z1:Tensor, # Projections of the second views, `(N, D)`, raw
-    n_slices=2, # Number of equal slices, or their widths
+    n_slices:int|Sequence[int]=2, # Number of equal slices, or their widths
     debiased:bool=False, # Unbiased HSIC: does not depend on the batch size, can be negative
     normalize:bool=True, # Bring each slice to length 1 first?
 )->Tensor: # Scalar, per pair of slices in `[0, 1]` if biased

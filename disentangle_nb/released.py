@@ -345,7 +345,7 @@ def released_pairs(
     folder, # Folder of the shards
     kind:str, # What the pairs share, such as `DC-BC`
     split:str='train', # `train` or `test`
-    limit:int=None, # Read only so many pairs, the first ones
+    limit:int|None=None, # Read only so many pairs, the first ones
     verify:bool=True, # Compare the checksums?
 )->tuple: # `x0`, `x1` uint8 `(n, 3, h, w)`, and factors int64 `(n, 3)`: DC, DL, BC, with -1 where unknown
     "Read the authors' released pairs of one kind"
@@ -387,7 +387,7 @@ class ReleasedStream:
     kinds: list # the kind of the pairs, e.g. `['DC-BC']`
     bs: int = 256 # pairs in a batch
     seed: int = 0 # of the order and of the augmentation
-    augment: Augment = None # colour jitter; released pictures are not mirrored, since the digit is on them
+    augment: Augment | None = None # colour jitter; released pictures are not mirrored, since the digit is on them
 
     def __post_init__(self):
         if not 2 <= self.bs <= len(self.x0): raise ValueError(f'a batch must have 2 to {len(self.x0)} pairs, got bs={self.bs}')
@@ -415,7 +415,7 @@ def released_stream(
     split:str='train', # `train` or `test`
     bs:int=256, # Pairs in a batch
     seed:int=0, # Of the order and of the augmentation
-    augment:Augment=None, # Colour jitter
+    augment:Augment|None=None, # Colour jitter
 )->ReleasedStream:
     "The authors' released pairs of one kind as a stream of batches"
     return ReleasedStream(*released_pairs(folder, kind, split), parse_kinds(kind), bs, seed, augment)

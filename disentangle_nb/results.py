@@ -9,6 +9,7 @@ __all__ = ['PARTS', 'embed_parts', 'shared_factors', 'judge', 'validation_probe'
 
 # %% ../nbs/07_results.ipynb #cbc62855
 import csv, io, json
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def embed_parts(
     return out
 
 def shared_factors(
-    kinds: list # of pairs, e.g. `['DC-BC']`
+    kinds: str | list | tuple # of pairs, e.g. `['DC-BC']`
 ) -> tuple: # names of factors
     "The factors that some kind of pair fixes: the ones an embedding is judged by"
     return tuple(f for f, fixed in zip(FACTORS, zip(*map(is_fixed, parse_kinds(kinds)))) if any(fixed))
@@ -54,7 +55,7 @@ def judge(
 # %% ../nbs/07_results.ipynb #09292ac5
 def validation_probe(
     sources: dict, # a `Source` for each of `train` and `valid`
-    slices = 2 # number of equal slices, or their widths
+    slices: int | Sequence[int] = 2 # number of equal slices, or their widths
 ): # function from the model to a dict such as `{'r DC': 95.0, 'r_0 DC': ..., ...}`
     "A quick probe for `ProbeEvery`"
     def probe(model):
@@ -65,7 +66,7 @@ def validation_probe(
 
 # %% ../nbs/07_results.ipynb #3e669b71
 def write_run(
-    folder: Path, # of the run
+    folder: str | Path, # of the run
     config: dict, # options, seeds, versions, hardware, seconds
     model: nn.Module, # trained
     parts: dict, # of `embed_parts`
@@ -82,7 +83,7 @@ def write_run(
     write_json(folder/'scorecard.json', cards[0].to_dict())
 
 def write_json(
-    path: Path, # where to write
+    path: str | Path, # where to write
     obj # numbers, strings, lists and dictionaries
 ):
     "Indented JSON, written atomically"
@@ -108,7 +109,7 @@ def run_title(
 class Run:
     "A finished run, read from its folder"
     def __init__(self,
-                 folder: Path # that `write_run` wrote
+                 folder: str | Path # that `write_run` wrote
                 ):
         self.folder = Path(folder)
         if not (self.folder/'scorecard.json').exists():
@@ -267,7 +268,7 @@ def plot_run(
 
 def write_report(
     runs: list, # of `Run`
-    folder: Path # where `report.md` and the figures go
+    folder: str | Path # where `report.md` and the figures go
 ) -> str: # the table, Markdown
     "Tables and figures of a set of runs"
     import matplotlib.pyplot as plt

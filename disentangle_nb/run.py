@@ -85,7 +85,7 @@ def model_of(
 def make_learner(
     config: dict, # options of `disentangle_run`
     sources: dict, # part to `Source`
-    folder: Path = None # of the run
+    folder: str | Path | None = None # of the run
 ): # a fastai `Learner`
     "The learner that the options describe"
     c = config
@@ -100,7 +100,7 @@ def make_learner(
 
 # %% ../nbs/09_run.ipynb #1b334358
 def check_folder(
-    folder: Path, # of the run
+    folder: str | Path, # of the run
     config: dict, # options
     resume: bool # go on with the run in the folder
 ):
@@ -114,7 +114,7 @@ def check_folder(
 
 def run(
     config: dict, # options of `disentangle_run`
-    folder: Path, # where the run is written
+    folder: str | Path, # where the run is written
     resume: bool = False, # go on with the run in the folder
     progress: bool = True # show fastai's progress bar and table
 ) -> Run:

@@ -99,7 +99,7 @@ class RankLoss(PairLoss):
 # %% ../nbs/13_scale.ipynb #c2f7453c
 @contextmanager
 def process_group(
-    backend:str=None, # 'gloo', 'nccl', ...; default: 'nccl' where there is CUDA
+    backend:str|None=None, # 'gloo', 'nccl', ...; default: 'nccl' where there is CUDA
     **kwargs, # Options of `init_process_group`; default: what `torchrun` has put into the environment
 ):
     "The process group of a program started by `torchrun`, each rank with a GPU of its own where there are GPUs"

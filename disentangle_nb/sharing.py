@@ -94,7 +94,7 @@ def write_embeddings(
     path: str | Path, # ends in `.npz` or `.parquet`
     z: np.ndarray, # `(n, D)` embeddings
     factors: np.ndarray, # `(n, F)` classes
-    names: list, # of the factors
+    names: list | tuple, # of the factors
     slices: list | None = None # Python slices of the embedding; default: one
 ):
     "Embeddings and factors as a NumPy or a Parquet file, written atomically"

@@ -82,7 +82,7 @@ def record(
 
 # %% ../nbs/19_study.ipynb #d6d29d9b
 def read_records(
-    path: Path # of a `.jsonl` file
+    path: str | Path # of a `.jsonl` file
 ) -> list: # of records, none where there is no file
     "Records of a study"
     if not Path(path).exists(): return []
@@ -94,14 +94,14 @@ def read_records(
 
 def write_records(
     records: list, # of `record`
-    path: Path # of a `.jsonl` file
+    path: str | Path # of a `.jsonl` file
 ):
     "All records of a study, a line each, sorted, written atomically"
     lines = sorted(json.dumps(r) for r in records)
     write_atomic(path, ''.join(l + '\n' for l in lines).encode())
 
 def recorded(
-    path: Path # of a study's JSON file
+    path: str | Path # of a study's JSON file
 ) -> list: # of objects with `title`, `config` and `card`, in the order of the grid
     "The runs on record, as `results_table` takes them"
     study, records = json.loads(Path(path).read_text()), read_records(Path(path).with_suffix('.jsonl'))
@@ -156,7 +156,7 @@ def best_lam(
 # %% ../nbs/19_study.ipynb #c106ac48
 def run_one(
     options: dict, # of `disentangle_run`
-    folder: Path # of the run
+    folder: str | Path # of the run
 ) -> float: # seconds, with loading and probing
     "One run in a process of its own"
     start, log = time.time(), Path(f'{folder}.log')
@@ -171,7 +171,7 @@ def run_one(
 def make_executor(
     launcher: str, # `local`, `slurm` or `submitit-local`
     jobs: int, # runs at a time (for the local ones)
-    folder: Path # for the logs of submitit
+    folder: str | Path # for the logs of submitit
 ): # with the interface of `concurrent.futures`
     "What runs are handed to"
     if launcher == 'local': return ThreadPoolExecutor(jobs)
@@ -213,8 +213,8 @@ def completed(
         for job in left: job.cancel()
 
 def run_study(
-    path: Path, # of the study's JSON file
-    folder: Path, # of the run folders
+    path: str | Path, # of the study's JSON file
+    folder: str | Path, # of the run folders
     jobs: int = 2, # runs at a time
     launcher: str = 'local', # see `make_executor`
     progress = print # called with a line after each run

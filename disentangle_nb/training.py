@@ -57,7 +57,7 @@ class Schedule(Callback):
 # %% ../nbs/05_training.ipynb #969f3f84
 def write_csv(
     rows: list, # of dicts
-    path: Path # where to write
+    path: str | Path # where to write
 ):
     "Rows as a CSV file, written atomically; columns in order of appearance"
     buffer = io.StringIO(newline='')
@@ -70,7 +70,7 @@ class History(Callback):
     "Loss parts of every step, losses and probes of every epoch"
     order = 55
     def __init__(self,
-                 folder: Path = None # where `steps.csv` and `epochs.csv` go; nowhere if not given
+                 folder: str | Path | None = None # where `steps.csv` and `epochs.csv` go; nowhere if not given
                 ):
         self.folder, self.steps, self.epochs, self.pending, self.start, self.spent = folder, [], [], [], None, 0.
 
@@ -152,7 +152,7 @@ class ProbeEvery(Callback):
 
 def probe_metrics(
     learn_probed, # function without arguments that gives the last probed dict
-    names: list # of numbers to show
+    names: list | tuple # of numbers to show
 ) -> list: # fastai metrics, NaN after an epoch without a probe
     "Columns of fastai's table for probed numbers"
     return [ValueMetric(partial(lambda name: learn_probed().get(name, float('nan')), name), name) for name in names]
@@ -186,7 +186,7 @@ class Checkpoint(Callback):
     "Save the state at the end of each epoch; keep the last few"
     order = 60
     def __init__(self,
-                 folder: Path, # where checkpoints go
+                 folder: str | Path, # where checkpoints go
                  keep: int = 2 # how many
                 ):
         self.folder, self.keep = Path(folder), keep
@@ -199,7 +199,7 @@ class Checkpoint(Callback):
 
 # %% ../nbs/05_training.ipynb #07f39caa
 def last_state(
-    folder: Path # where `Checkpoint` saves
+    folder: str | Path # where `Checkpoint` saves
 ) -> dict: # as `checkpoint_state`, and its `file`; None where there is no checkpoint
     "The newest checkpoint that is whole"
     paths = sorted(Path(folder).glob('checkpoint-*.pt'), reverse=True)
@@ -314,6 +314,10 @@ class PairLearner(Learner):
     "A fastai `Learner` on streams of pairs"
     model: nn.Module
     dls: DataLoaders
+    history: History
+    checkpoints: list
+    config: dict
+    path: Path
 
     def without(self,
                 *kinds: type # of callbacks

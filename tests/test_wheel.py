@@ -42,7 +42,7 @@ def required(metadata, extra=''): return {re.match(r'[\w-]+', line)[0] for line 
 
 def test_holds_the_modules_and_metadata_only(wheel):
     modules = {str(p.relative_to(root)) for p in (root/'disentangle_nb').rglob('*.py')}
-    assert {n for n in wheel.namelist() if '.dist-info/' not in n} == modules
+    assert {n for n in wheel.namelist() if '.dist-info/' not in n} == modules | {'disentangle_nb/py.typed'}
     assert sum(i.file_size for i in wheel.infolist()) < 1_000_000
 
 
@@ -62,7 +62,7 @@ def test_extras(metadata):
     assert set(metadata.get_all('Provides-Extra')) == {'metrics', 'train', 'dev'}
     assert required(metadata, 'metrics') == measure
     assert required(metadata, 'train') == train
-    assert required(metadata, 'dev') >= train | {'nbdev', 'execnb', 'plum-dispatch', 'smalldocs', 'pytest', 'hypothesis'}
+    assert required(metadata, 'dev') >= train | {'nbdev', 'execnb', 'plum-dispatch', 'smalldocs', 'pytest', 'hypothesis', 'pyright'}
 
 
 def test_only_development_is_pinned(metadata):
