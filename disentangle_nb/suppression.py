@@ -11,7 +11,7 @@ import numpy as np
 from .infonce import info_nce_floor
 from .probing import markdown_table
 
-# %% ../nbs/22_suppression.ipynb #8cbaeb2a
+# %% ../nbs/22_suppression.ipynb #1a62319a
 def learned_at(
     record: dict, # with probes
     factor: str, # `DC`, `DL` or `BC`
@@ -24,7 +24,7 @@ def different_options(
     records: list # of a study
 ) -> list: # of strings, one for each record
     "What tells each run from the others"
-    names = sorted({k for r in records for k in r['options'] if len({str(s['config'][k]) for s in records}) > 1})
+    names = sorted({k for r in records for k in r['options'] if len({str(s['config'].get(k)) for s in records}) > 1})
     word = lambda k, v: f'{"no " if v else ""}final norm' if k == 'no_final_norm' else ', '.join(v) if k == 'kinds' else f'{k} {v}'
     return ['; '.join(word(k, r['config'][k]) for k in names) for r in records]
 
