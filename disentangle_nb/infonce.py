@@ -6,13 +6,15 @@
 __all__ = ['DENSE_BELOW', 'STRIP', 'check_pair', 'check_values', 'joined', 'partner', 'zero_to_inf', 'unit', 'check_tau',
            'similarity', 'is_large', 'log_sum_exp', 'nt_xent', 'Share', 'current_share', 'sharing', 'one_of', 'reduced',
            'info_nce', 'info_nce_grad', 'strips', 'strip_buffers', 'strip_similarity', 'first_order', 'softmax_strip_',
-           'TiledLogSumExp', 'TiledGrad', 'info_nce_floor', 'SliceLoss', 'InfoMax', 'sub_info_nce', 'SubInfoMax']
+           'TiledLogSumExp', 'TiledGrad', 'info_nce_floor', 'SliceLoss', 'InfoMax', 'sub_info_nce', 'SubInfoMax',
+           'GroupShare', 'gather']
 
-# %% ../nbs/02_infonce.ipynb #80f67b47
+# %% ../nbs/02_infonce.ipynb #8a8a6b81
 import math
 from contextlib import contextmanager
 from functools import wraps
 import torch
+import torch.distributed as dist
 from torch import nn, Tensor
 from .model import split_slices
 
@@ -341,3 +343,29 @@ class SubInfoMax(SliceLoss):
     "NT-Xent of each slice, summed"
     name = 'subinfomax'
     def loss(self, z0, z1): return sub_info_nce(z0, z1, self.n_slices, self.tau, self.reduction)
+
+# %% ../nbs/02_infonce.ipynb #ab0a56aa
+class GroupShare(Share):
+    "Work shared by the ranks of the process group"
+    def __init__(self): self.rank,self.world = dist.get_rank(),dist.get_world_size()
+
+    def total(self, x):
+        x = x.contiguous()
+        dist.all_reduce(x)
+        return x
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad): return dist.get_world_size() * grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+def gather(
+    x:Tensor, # Rows of this rank, `(n, ...)`, the same `n` on each rank
+)->Tensor: # Rows of all ranks, in their order, `(W * n, ...)`
+    "Join the rows of all ranks; the gradient of what all ranks compute alike is passed back times `W`"
+    return _Gather.apply(x)
