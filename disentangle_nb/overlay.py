@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FACTORS', 'Grid', 'make_grid', 'ByClass', 'Source', 'compose', 'write_atomic', 'sweep', 'DamagedFile', 'save_checked',
            'load_checked', 'only_writer', 'cached', 'load_source', 'seeded', 'sample', 'parse_kinds', 'is_fixed',
-           'draw_pairs', 'Augment', 'to_float', 'PairStream', 'PairLoader', 'show_images', 'show_pairs', 'stream_dls',
-           'pair_dls', 'pairs_one_by_one', 'composition_speed']
+           'draw_pairs', 'Augment', 'to_float', 'of_pairs', 'PairStream', 'RankStream', 'PairLoader', 'show_images',
+           'show_pairs', 'stream_dls', 'pair_dls', 'pairs_one_by_one', 'composition_speed']
 
 # %% ../nbs/00_overlay.ipynb #f777d387
 import hashlib, io, os, time, warnings
@@ -473,7 +473,7 @@ def draw_pairs(
     columns = zip(source.groups, is_fixed(kind), first.T, u.T)
     return first, torch.stack([partner(*column) for column in columns], 1)
 
-# %% ../nbs/00_overlay.ipynb #886f050f
+# %% ../nbs/00_overlay.ipynb #09fb1510
 @dataclass(frozen=True)
 class Augment:
     "Light augmentation of composed images; zero switches a part off"
@@ -481,22 +481,35 @@ class Augment:
     shift: float = 0.1 # shift of a channel is drawn from +- `shift` of the range
     flip: bool = False # mirror the photograph (never the digit) half of the time
 
+    def jitter(self,
+               n: int, # how many images
+               generator: torch.Generator # CPU generator
+              ) -> Tensor: # `(n, 4)` contrast factor, and shifts of red, green and blue in units of the range
+        "Draw the colours of images"
+        scale, shift = torch.rand(n, 1, generator=generator), torch.rand(n, 3, generator=generator)
+        return torch.cat([1 + self.contrast * (2 * scale - 1), self.shift * (2 * shift - 1)], 1)
+
 def to_float(
     images: Tensor, # `(n, 3, h, w)` uint8
-    augment: Augment | None = None, # colour jitter; none if not given
-    generator: torch.Generator | None = None # CPU generator for the jitter
+    jitter: Tensor | None = None # `(n, 4)` of `Augment.jitter`; none if not given
 ) -> Tensor: # `(n, 3, h, w)` float32, channels-last in memory, 0 is mid-grey, about -2..2
     "Images as an encoder takes them"
     n, c, _, w = images.shape
-    scale, shift = torch.ones(n, 1, 1), torch.zeros(n, 1, c)
-    if augment:
-        scale = 1 + augment.contrast * (2 * torch.rand(n, 1, 1, generator=generator) - 1)
-        shift = augment.shift * (2 * torch.rand(n, 1, c, generator=generator) - 1)
+    if jitter is None: jitter = torch.tensor([[1., 0, 0, 0]]).expand(n, -1)
+    scale, shift = jitter[:, None].split([1, c], 2)
     a, b = (t.to(images.device) for t in (scale * (4 / 255), (4 * shift - 2 * scale).repeat(1, 1, w)))
     x = images.permute(0, 2, 3, 1).flatten(2).float()
     return torch.addcmul(b, x, a, out=x).unflatten(2, (w, c)).permute(0, 3, 1, 2)
 
-# %% ../nbs/00_overlay.ipynb #44de0535
+# %% ../nbs/00_overlay.ipynb #a48e11a3
+def of_pairs(
+    t: Tensor, # `(2*bs, ...)`, first views then second views, or None
+    pairs: slice # of `bs` pairs
+) -> Tensor: # first views of these pairs, then second views
+    "Both views of some pairs"
+    return None if t is None else t.unflatten(0, (2, -1))[:, pairs].flatten(0, 1)
+
+# %% ../nbs/00_overlay.ipynb #6feecd80
 @dataclass
 class PairStream:
     "An endless stream of batches of pairs; batch `b` depends on the seed and on `b` only"
@@ -535,12 +548,44 @@ class PairStream:
         return torch.cat([view for views in zip(*pairs) for view in views])
 
     def batch(self,
-              b: int # number of the batch
-             ) -> tuple: # images `(2*bs, 3, size, size)` float32, factors `(2*bs, 3)`, kind `(bs,)` as a number in `kinds`
-        "Images, factors and kinds of batch `b`; row `i` and row `bs + i` are a pair"
+              b: int, # number of the batch
+              pairs: slice = slice(None) # which of its pairs are composed
+             ) -> tuple: # images `(2*n, 3, size, size)` float32, factors `(2*n, 3)`, kind `(n,)` as a number in `kinds`
+        "Images, factors and kinds of batch `b`; row `i` and row `n + i` are a pair"
         rows, g = self.rows(b), seeded(self.seed, 1, b)
-        images = compose(self.source, rows, *_crop_flip(self.source, len(rows), self.augment and self.augment.flip, g))
-        return to_float(images, self.augment, g), self.source.factors(rows), self.kind
+        drawn = [rows, *_crop_flip(self.source, len(rows), self.augment and self.augment.flip, g), self.augment and self.augment.jitter(len(rows), g)]
+        rows, corner, flip, jitter = (of_pairs(t, pairs) for t in drawn)
+        return to_float(compose(self.source, rows, corner, flip), jitter), self.source.factors(rows), self.kind[pairs]
+
+# %% ../nbs/00_overlay.ipynb #e6f2d8f4
+@dataclass
+class RankStream:
+    "The pairs of one rank in each batch of a stream"
+    stream: object # of all pairs: a `PairStream`, or anything like it whose `batch` takes `pairs`
+    rank: int # number of this process, from 0
+    world: int # how many processes
+
+    def __post_init__(self):
+        if self.stream.bs % self.world or self.stream.bs < 2 * self.world:
+            raise ValueError(f'a batch of {self.stream.bs} pairs does not split into {self.world} equal parts of two pairs or more: choose a multiple of {self.world}')
+        self.bs = self.stream.bs // self.world
+
+    @property
+    def kinds(self): return self.stream.kinds
+    @property
+    def classes(self): return self.stream.classes
+
+    def to(self,
+           device # any torch device
+          ) -> 'RankStream':
+        "The same pairs, their images kept on `device`"
+        return replace(self, stream=self.stream.to(device))
+
+    def batch(self,
+              b: int # number of the batch
+             ) -> tuple: # as `PairStream.batch`, with `bs` pairs
+        "Images, factors and kinds of this rank's pairs in batch `b`"
+        return self.stream.batch(b, slice(self.rank * self.bs, (self.rank + 1) * self.bs))
 
 # %% ../nbs/00_overlay.ipynb #e0351336
 class PairLoader(DataLoader):

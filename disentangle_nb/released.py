@@ -10,7 +10,7 @@ __all__ = ['BLOCK', 'WIDTHS', 'READERS', 'SIZES', 'shard_name', 'byte_table', 'c
            'released_shards', 'one_value', 'decode_pair', 'encode_pair', 'numbered_records', 'released_pairs',
            'write_released', 'ReleasedStream', 'released_stream']
 
-# %% ../nbs/08_released.ipynb #80de4c33
+# %% ../nbs/08_released.ipynb #8d956c1e
 import io, os, re, struct
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .overlay import Augment, parse_kinds, seeded, to_float
+from .overlay import Augment, of_pairs, parse_kinds, seeded, to_float
 
 # %% ../nbs/08_released.ipynb #ffafff11
 @lru_cache(1)
@@ -377,7 +377,7 @@ def write_released(
         part = pairs[k*len(pairs)//total : (k+1)*len(pairs)//total]
         write_tfrecord(shard_path(folder, kind, split, k, total), (encode_pair(*pair) for pair in part))
 
-# %% ../nbs/08_released.ipynb #fec4fe8b
+# %% ../nbs/08_released.ipynb #52cc39be
 @dataclass
 class ReleasedStream:
     "Batches of released pairs; batch `b` depends on the seed and on `b` only"
@@ -403,11 +403,13 @@ class ReleasedStream:
 
     def batch(self,
         b:int, # Number of the batch
-    )->tuple: # As `PairStream.batch`: pictures `(2*bs, 3, h, w)` float32, factors `(2*bs, 3)`, kind `(bs,)`
+        pairs:slice=slice(None), # Which of its pairs are given
+    )->tuple: # As `PairStream.batch`: pictures `(2*n, 3, h, w)` float32, factors `(2*n, 3)`, kind `(n,)`
         "Pictures, factors and kinds of batch `b`"
-        i, factors = torch.randperm(len(self.x0), generator=seeded(self.seed, 0, b))[:self.bs], self.factors
+        i = torch.randperm(len(self.x0), generator=seeded(self.seed, 0, b))[:self.bs][pairs]
         x = torch.cat([x[i.to(x.device)] for x in (self.x0, self.x1)]).contiguous(memory_format=torch.channels_last)
-        return to_float(x, self.augment, seeded(self.seed, 1, b)), factors[i].repeat(2, 1), torch.zeros(self.bs, dtype=torch.long)
+        jitter = of_pairs(self.augment and self.augment.jitter(2 * self.bs, seeded(self.seed, 1, b)), pairs)
+        return to_float(x, jitter), self.factors[i].repeat(2, 1), torch.zeros(len(i), dtype=torch.long)
 
 def released_stream(
     folder, # Folder of the shards

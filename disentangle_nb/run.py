@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'chip', 'hardware', 'versions', 'use_bf16', 'parse_slices', 'load_sources', 'train_stream', 'model_of',
-           'make_learner', 'check_folder', 'run', 'check_least', 'fail_plainly', 'disentangle_run', 'arguments',
-           'disentangle_report']
+           'make_learner', 'check_folder', 'is_finished', 'begin', 'finish', 'run', 'check_least', 'fail_plainly',
+           'ranks', 'disentangle_run', 'arguments', 'disentangle_report']
 
-# %% ../nbs/09_run.ipynb #2b8f79e9
+# %% ../nbs/09_run.ipynb #475e62b5
 import json, os, platform, sys, time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from fastcore.script import Param, call_parse
 
 from .losses import BASES, REGULARIZERS, DisentangleLoss, make_reg, routes_of
@@ -20,9 +22,9 @@ from .model import SlicedModel
 from .overlay import Augment, PairStream, load_source, only_writer, parse_kinds, stream_dls
 from .released import released_stream
 from .results import Run, _save, embed_parts, judge, plot_run, shared_factors, validation_probe, write_json, write_report, write_run
-from .training import Interrupted, check_options, disentangle_learner, last_state, restore, train
+from .training import GradCache, Interrupted, check_options, disentangle_learner, distribute, first_then_others, from_first, last_state, process_group, restore, this_rank, train
 
-# %% ../nbs/09_run.ipynb #935cff0e
+# %% ../nbs/09_run.ipynb #765de024
 def chip() -> str: # e.g. `Intel(R) Xeon(R) ...`
     "The GPU or the processor"
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
@@ -31,8 +33,9 @@ def chip() -> str: # e.g. `Intel(R) Xeon(R) ...`
     return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
 
 def hardware() -> str: # e.g. `Intel(R) Xeon(R) ..., 2 threads`
-    "The GPU, or the processor and torch's number of threads"
-    return chip() if torch.cuda.is_available() else f'{chip()}, {torch.get_num_threads()} threads'
+    "The GPU, or the processor and torch's number of threads, and the number of processes where there are several"
+    one = chip() if torch.cuda.is_available() else f'{chip()}, {torch.get_num_threads()} threads'
+    return f'{one}, {dist.get_world_size()} processes' if dist.is_initialized() else one
 
 def versions() -> dict: # package to version
     "Versions that a result depends on"
@@ -48,7 +51,7 @@ def use_bf16(
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported()
     return bool(getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)())
 
-# %% ../nbs/09_run.ipynb #e434af4a
+# %% ../nbs/09_run.ipynb #2385cb87
 def parse_slices(
     slices: str # `'2'`, or widths `'16,48'`
 ): # int or list of int
@@ -95,10 +98,11 @@ def make_learner(
     shared, routes = shared_factors(c['kinds']), {}
     if c['base'] == 'routed': routes = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
     loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], **routes)
-    return disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'],
-                               [f'r {f}' for f in shared], config=c)
+    learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'],
+                                [f'r {f}' for f in shared], [GradCache(2 * c['micro'])] if c.get('micro') else [], c)
+    return distribute(learn, sync_bn=True) if dist.is_initialized() else learn
 
-# %% ../nbs/09_run.ipynb #1b334358
+# %% ../nbs/09_run.ipynb #24124db5
 def check_folder(
     folder: str | Path, # of the run
     config: dict, # options
@@ -112,52 +116,83 @@ def check_folder(
     except ValueError as e: raise ValueError(f'{path} is damaged ({e}); remove it to go by the options in the checkpoints') from e
     check_options(old, config, folder)
 
+def is_finished(
+    folder: Path, # of the run
+    config: dict, # options
+    resume: bool # go on with the run in the folder
+) -> bool:
+    "Whether the folder holds the whole run; checked first"
+    check_folder(folder, config, resume)
+    return (Path(folder)/'scorecard.json').exists()
+
+def begin(
+    folder: Path, # of the run
+    config: dict, # options
+    resume: bool # go on with the run in the folder
+) -> dict: # the state to go on from, None at the start
+    "Take the folder for this run"
+    check_folder(folder, config, resume)
+    write_json(folder/'config.json', config)
+    return last_state(folder)
+
+def finish(
+    folder: Path, # of the run
+    config: dict, # options
+    learn, # trained
+    sources: dict # part to `Source`
+) -> Run:
+    "Probe a trained model and write the run"
+    parts = embed_parts(learn.model, sources)
+    cards = judge(parts, config['slices'], shared_factors(config['kinds']))
+    seconds = round(sum(e['seconds'] for e in learn.history.epochs), 1)
+    write_run(folder, config | {'seconds': seconds}, learn.model, parts, cards)
+    _save(plot_run(Run(folder)), folder/'figure.png')
+    return Run(folder)
+
 def run(
     config: dict, # options of `disentangle_run`
     folder: str | Path, # where the run is written
     resume: bool = False, # go on with the run in the folder
     progress: bool = True # show fastai's progress bar and table
-) -> Run:
+) -> Run: # None on other ranks than the first
     "Train, probe and write one run"
-    folder = Path(folder)
-    check_folder(folder, config, resume)
-    if (folder/'scorecard.json').exists(): return Run(folder)
-    sources = load_sources(config)
+    folder, first = Path(folder), this_rank() == 0
+    if from_first(lambda: is_finished(folder, config, resume)): return Run(folder) if first else None
+    sources = first_then_others(lambda: load_sources(config))
     learn = make_learner(config, sources, folder)
-    with only_writer(folder):
-        check_folder(folder, config, resume)
-        write_json(folder/'config.json', config)
-        if state := last_state(folder): restore(learn, state)
-        train(learn, config['steps'], progress)
-        parts = embed_parts(learn.model, sources)
-        cards = judge(parts, config['slices'], shared_factors(config['kinds']))
-        seconds = round(sum(e['seconds'] for e in learn.history.epochs), 1)
-        write_run(folder, config | {'seconds': seconds}, learn.model, parts, cards)
-        _save(plot_run(Run(folder)), folder/'figure.png')
-    return Run(folder)
+    with only_writer(folder) if first else nullcontext():
+        if state := from_first(lambda: begin(folder, config, resume)): restore(learn, state)
+        train(learn, config['steps'], progress and first)
+        return finish(folder, config, learn, sources) if first else None
 
-# %% ../nbs/09_run.ipynb #29527d2b
-LEAST = dict(steps=1, bs=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, threads=0, seed=0) # smallest values
+# %% ../nbs/09_run.ipynb #236b346f
+LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, threads=0, seed=0) # smallest values
 
 def check_least(
     options: dict # of `disentangle_run`
 ):
     "Check that whole numbers are not too small"
     for k, least in LEAST.items():
-        if options[k] < least: raise ValueError(f'{k} must be {least} or more, got {options[k]}')
+        if options[k] is not None and options[k] < least: raise ValueError(f'{k} must be {least} or more, got {options[k]}')
 
-# %% ../nbs/09_run.ipynb #a01b17a3
+# %% ../nbs/09_run.ipynb #675d6f13
 def fail_plainly(
     f # a function
 ):
     "Its result; a wrong option or a bad file ends the program with one line and exit code 2, a signal with 130 or 143"
+    rank = int(os.environ.get('RANK', 0))
     try: return f()
     except (ValueError, OSError, FloatingPointError) as e:
-        print(f'error: {e}', file=sys.stderr)
+        print(f'error{rank and f" of rank {rank}" or ""}: {e}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as e:
-        print(e if isinstance(e, Interrupted) else 'interrupted', file=sys.stderr)
+        if not rank: print(e if isinstance(e, Interrupted) else 'interrupted', file=sys.stderr)
         sys.exit(getattr(e, 'code', 130))
+
+def ranks(
+): # a context
+    "The process group of what `torchrun` has started; nothing in a program started alone"
+    return process_group() if int(os.environ.get('WORLD_SIZE', 1)) > 1 else nullcontext()
 
 @call_parse
 def disentangle_run(
@@ -174,7 +209,8 @@ def disentangle_run(
     warmup: int = 0, # Steps over which the weight ramps up
     base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of each slice on the kinds that fix its factor) or mixture
     steps: int = 900, # Training steps
-    bs: int = 128, # Pairs in a batch
+    bs: int = 128, # Pairs in a batch, of all processes together
+    micro: int = None, # Pairs that are embedded at a time, to save memory: exact gradients, but batch norm sees these only (default: all)
     lr: float = 3e-3, # Highest learning rate of the cycle
     wd: float = 1e-4, # Weight decay
     tau: float = 0.2, # Temperature
@@ -197,7 +233,7 @@ def disentangle_run(
     resume: bool = False, # Go on with the run in the folder
     quiet: bool = False # No progress bar and no table
 ):
-    "Train on pairs, probe, and write a run folder"
+    "Train on pairs, probe, and write a run folder; started by torchrun, on several processes"
     options = {k: v for k, v in locals().items() if k not in ('out', 'resume', 'quiet', 'threads', 'precision')}
     if threads > 0: torch.set_num_threads(threads)
     def main():
@@ -205,8 +241,8 @@ def disentangle_run(
         for name, value, known in (('regulariser', reg, REGULARIZERS), ('contrastive loss', base, BASES)):
             if value not in known: raise ValueError(f'unknown {name} {value!r}: choose one of {", ".join(known)}')
         config = options | {'kinds': parse_kinds(kinds), 'slices': parse_slices(slices), 'bf16': use_bf16(precision)}
-        return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
-    print(fail_plainly(main))
+        with ranks(): return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
+    if done := fail_plainly(main): print(done)
 
 # %% ../nbs/09_run.ipynb #44acaf5a
 def arguments(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'Table', 'read_table', 'shared_groups', 'far_partners', 'TableStream', 'embed_tables']
 
-# %% ../nbs/15_table.ipynb #5d10d421
+# %% ../nbs/15_table.ipynb #7b64390b
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch import Tensor, nn
 
 from .model import embed
-from .overlay import Augment, ByClass, parse_kinds, seeded, to_float
+from .overlay import Augment, ByClass, of_pairs, parse_kinds, seeded, to_float
 
 # %% ../nbs/15_table.ipynb #fe77e8c3
 @dataclass
@@ -145,7 +145,7 @@ def far_partners(
     differ = (table.labels[some] != table.labels[first][:, None]).sum(2)
     return some.gather(1, differ.argmax(1, keepdim=True))[:, 0]
 
-# %% ../nbs/15_table.ipynb #0eb2adb9
+# %% ../nbs/15_table.ipynb #e78d869d
 @dataclass
 class TableStream:
     "An endless stream of batches of pairs from a table; batch `b` depends on the seed and on `b` only"
@@ -181,12 +181,14 @@ class TableStream:
         return torch.cat([first, *(far_partners(self.table, group, first[self.kind == k], self.tries, g) for k, group in enumerate(self.groups))])
 
     def batch(self,
-              b: int # number of the batch
-             ) -> tuple: # images `(2*bs, 3, h, w)` float32, labels `(2*bs, F)`, kind `(bs,)` as a number in `kinds`
+              b: int, # number of the batch
+              pairs: slice = slice(None) # which of its pairs are given
+             ) -> tuple: # images `(2*n, 3, h, w)` float32, labels `(2*n, F)`, kind `(n,)` as a number in `kinds`
         "Images, labels and kinds of batch `b`"
-        rows = self.rows(b)
+        jitter = self.augment and self.augment.jitter(2 * self.bs, seeded(self.seed, 1, b))
+        rows, jitter = (of_pairs(t, pairs) for t in (self.rows(b), jitter))
         x = self.table.images[rows.to(self.table.images.device)].contiguous(memory_format=torch.channels_last)
-        return to_float(x, self.augment, seeded(self.seed, 1, b)), self.table.labels[rows], self.kind
+        return to_float(x, jitter), self.table.labels[rows], self.kind[pairs]
 
 # %% ../nbs/15_table.ipynb #cb353474
 def embed_tables(

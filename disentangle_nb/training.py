@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'probe_metrics',
            'checkpoint_state', 'Checkpoint', 'last_state', 'check_options', 'Resume', 'restore', 'Interrupted',
-           'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train', 'step_overhead']
+           'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train',
+           'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first',
+           'first_then_others', 'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'step_overhead']
 
-# %% ../nbs/05_training.ipynb #b6f48288
-import csv, io, random, signal, threading, time, warnings
-from contextlib import ExitStack, contextmanager
+# %% ../nbs/05_training.ipynb #40ac5eec
+import csv, io, os, random, signal, threading, time, warnings
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np, torch
+import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import combined_cos
@@ -21,10 +24,15 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import ValueMetric
 from fastai.optimizer import OptimWrapper
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
+from .infonce import GroupShare, gather, sharing
 from .model import split_slices
-from .overlay import DamagedFile, PairLoader, load_checked, save_checked, show_images, write_atomic
+from .overlay import DamagedFile, PairLoader, RankStream, load_checked, save_checked, show_images, write_atomic
 
 # %% ../nbs/05_training.ipynb #c10cbf13
 class PairLoss:
@@ -248,7 +256,7 @@ def restore(
     learn.add_cb(Resume({k: state[k] for k in ('schedule', 'scaler', 'file') if k in state}))
     _set_random_state(state['random'])
 
-# %% ../nbs/05_training.ipynb #b7a3caf3
+# %% ../nbs/05_training.ipynb #1c9667f5
 class Interrupted(KeyboardInterrupt):
     "Training stopped since a signal asked for it; what was trained is saved"
     def __init__(self,
@@ -261,7 +269,7 @@ class Interrupted(KeyboardInterrupt):
 class StopOnSignal(Callback):
     "Finish the step, save, and raise `Interrupted` after Ctrl-C or SIGTERM"
     order = 65
-    signum = None
+    signum = 0
     @contextmanager
     def listening(self):
         "Note signals instead of acting on them; in the main thread only, since Python gives them to no other"
@@ -275,13 +283,18 @@ class StopOnSignal(Callback):
         self.signum = signum
         signal.signal(signum, self.before[signum])
 
+    def asked(self):
+        "The signal, to any of the processes that train together"
+        if hasattr(self, 'rank_model'): self.signum = self.rank_model.largest(self.signum)
+        return self.signum
+
     def after_batch(self):
-        if self.signum and self.training and self.iter < self.n_iter - 1:
+        if self.training and self.iter < self.n_iter - 1 and self.asked():
             if hasattr(self, 'checkpoint'): self.checkpoint.after_epoch()
             self.stop()
 
     def after_epoch(self):
-        if self.signum: self.stop()
+        if self.asked(): self.stop()
 
     def stop(self):
         saved = self.checkpoints[-1] if self.checkpoints else 'nowhere, since no folder was given'
@@ -399,6 +412,163 @@ def train(
     with ExitStack() as stack:
         *_, stop = map(stack.enter_context, [*quiet, StopOnSignal().listening()])
         learn.fit(epochs, cbs=[Schedule(learn.lr, steps), stop])
+
+# %% ../nbs/05_training.ipynb #aca62c1b
+@contextmanager
+def frozen_statistics(
+    model: nn.Module, # with or without batch norm
+):
+    "Keep the running statistics of batch norms from moving; batches are still normalised by their own"
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    for m in norms: m.momentum = 0.
+    try: yield
+    finally:
+        for m,momentum in zip(norms, momenta):
+            m.momentum = momentum
+            m.num_batches_tracked -= 1
+
+def in_chunks(
+    model: nn.Module, # called in the second run too, for its batch norms
+    forward, # its forward function
+    size: int, # most images in a chunk; chunks are equal within one image
+    x: Tensor, # images
+) -> Tensor: # As `forward(x)`
+    "`forward` chunk by chunk; in training, activations are computed again when they are needed"
+    if not torch.is_grad_enabled(): return forward(x)
+    contexts = lambda: (nullcontext(), frozen_statistics(model))
+    chunks = x.tensor_split(-(-len(x) // size))
+    return torch.cat([checkpoint(forward, c, use_reentrant=False, context_fn=contexts) for c in chunks])
+
+class GradCache(Callback):
+    "Exact gradients of a large batch with the activations of a small one"
+    def __init__(self,
+        size: int = 256, # images in a chunk (a pair is two)
+    ):
+        if size < 2: raise ValueError(f'a chunk must hold 2 images or more, got {size}')
+        self.size = size
+
+    def before_fit(self):
+        self.after_fit()
+        self.model.forward = partial(in_chunks, self.model, self.model.forward, self.size)
+
+    def after_fit(self): vars(self.model).pop('forward', None)
+
+# %% ../nbs/05_training.ipynb #6ec47d52
+class RankLoss(PairLoss):
+    "A fastai loss of this rank's embeddings: the loss of the joined batch"
+    def __call__(self, z, factors, kind, **kwargs):
+        z = torch.cat([gather(half.contiguous()) for half in z.chunk(2)])
+        with sharing(GroupShare()): return super().__call__(z, factors, gather(kind), **kwargs)
+
+@contextmanager
+def process_group(
+    backend:str|None=None, # of `init_process_group`; default: gloo, and nccl for what is on a GPU
+    **kwargs # options of `init_process_group`; default: what `torchrun` has put into the environment
+):
+    "The process group of a program started by `torchrun`, each rank with a GPU of its own where there are GPUs"
+    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    dist.init_process_group(backend or ('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'), **kwargs)
+    try: yield
+    finally: dist.destroy_process_group()
+
+# %% ../nbs/05_training.ipynb #6fb5827f
+def this_rank(
+) -> int: # from 0; 0 in a single process
+    "Number of this process among those that train together"
+    return dist.get_rank() if dist.is_initialized() else 0
+
+def from_first(
+    f # function without arguments, called on the first rank only
+): # what it gives, on all ranks
+    "Ask the first rank"
+    if not dist.is_initialized(): return f()
+    box = [f() if this_rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+def first_then_others(
+    f # function without arguments, such as one that fills a cache
+): # what it gives, on each rank
+    "Call a function on the first rank, and when it is done there, on the others"
+    if this_rank() == 0: result = f()
+    from_first(lambda: None)
+    return result if this_rank() == 0 else f()
+
+# %% ../nbs/05_training.ipynb #9223168a
+def update_statistics(
+    norm: nn.Module, # a batch norm
+    mean: Tensor, # of the batch
+    var: Tensor, # of the batch, biased
+    n: int, # over how many values
+):
+    "Move the running statistics of a batch norm as torch does"
+    if not norm.track_running_stats: return
+    norm.num_batches_tracked += 1
+    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.detach().to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_((var.detach() * n / (n - 1)).to(norm.running_var.dtype), momentum)
+
+def synced_norm(
+    norm: nn.Module, # a batch norm
+    x:Tensor, # `(n, C, ...)`, the same shape on each rank
+) -> Tensor: # Of the same shape
+    "Batch norm with the statistics of all ranks"
+    if not norm.training: return type(norm).forward(norm, x)
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    dims,shape = [0, *range(2, x.ndim)],[1, -1] + [1] * (x.ndim - 2)
+    n = x.numel() // x.shape[1] * dist.get_world_size()
+    mean = all_reduce(wide.sum(dims)) / n
+    centred = wide - mean.view(shape)
+    var = all_reduce(centred.square().sum(dims)) / n
+    update_statistics(norm, mean, var, n)
+    y = centred * (var + norm.eps).rsqrt().view(shape)
+    if norm.affine: y = y * norm.weight.view(shape) + norm.bias.view(shape)
+    return y.to(x.dtype)
+
+# %% ../nbs/05_training.ipynb #e59bcfbd
+class RankModel(Callback):
+    "Run the model through `DistributedDataParallel`, with synchronised batch norms if asked"
+    def __init__(self,
+                 sync_bn: bool = False # batch norms with the statistics of all ranks?
+                ):
+        self.sync_bn = sync_bn
+
+    def norms(self): return [m for m in self.model.modules() if isinstance(m, _BatchNorm)] if self.sync_bn else []
+
+    def before_fit(self):
+        for m in self.norms(): m.forward = partial(synced_norm, m)
+        self.ddp = DistributedDataParallel(self.model)
+
+    def before_batch(self):
+        if self.training: self.learn.model = self.ddp
+
+    def after_pred(self): self.learn.model = self.ddp.module
+
+    def after_fit(self):
+        for m in self.norms(): vars(m).pop('forward', None)
+
+    def largest(self,
+                number: int # of this rank
+               ) -> int: # the same on all ranks
+        "The largest of the ranks' numbers"
+        t = torch.tensor(number)
+        dist.all_reduce(t, dist.ReduceOp.MAX)
+        return t.item()
+
+def distribute(
+    learn: Learner, # of `disentangle_learner`
+    sync_bn: bool = False # batch norms with the statistics of all ranks?
+) -> Learner: # the same learner
+    "Train `learn` together with the other ranks of the process group"
+    if not dist.is_initialized(): raise RuntimeError('no process group: call distribute inside `with process_group():`, in a program started by torchrun')
+    rank, world = dist.get_rank(), dist.get_world_size()
+    for loader in learn.dls.loaders: loader.stream = RankStream(loader.stream, rank, world)
+    learn.loss_func = RankLoss(learn.loss_func.loss)
+    if rank:
+        learn.remove_cbs([Checkpoint, ProbeEvery])
+        learn.history.folder = None
+    return learn.add_cb(RankModel(sync_bn))
 
 # %% ../nbs/05_training.ipynb #e8f60ac9
 def step_overhead(

@@ -1,4 +1,6 @@
-"Several processes against one, for every loss and for a whole training; gradient caching."
+"Several processes against one, for every loss, for a whole training and for the command; gradient caching."
+import csv, os, signal, subprocess, sys, time
+
 import pytest, torch
 import torch.multiprocessing as mp
 from torch import nn
@@ -6,9 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from disentangle_nb.losses import DisentangleLoss, InfoMax, REGULARIZERS, SubInfoMax, make_reg
 from disentangle_nb.model import SlicedModel
-from disentangle_nb.overlay import PairStream, load_source, stream_dls
-from disentangle_nb.scale import GradCache, RankLoss, RankStream, distribute, process_group
-from disentangle_nb.training import PairLoss, disentangle_learner, last_state, train
+from disentangle_nb.overlay import Augment, PairStream, RankStream, load_source, stream_dls
+from disentangle_nb.training import GradCache, PairLoss, RankLoss, disentangle_learner, distribute, last_state, process_group, train
 
 PAIRS = 12
 LOSSES = dict(infomax=InfoMax, subinfomax=SubInfoMax, **{n: (lambda n=n, **kw: make_reg(n, **kw)) for n in REGULARIZERS if n != 'none'},
@@ -145,7 +146,8 @@ def test_cached_gradient_equals_one_pass(size):
 
 @pytest.mark.parametrize('world', [2, 3, 6])
 def test_parts_of_ranks_do_not_overlap(world):
-    stream = PairStream(load_source(), ['DC', 'BC'], PAIRS)
+    source = load_source(crop='random')
+    stream = PairStream(source, ['DC', 'BC'], PAIRS, augment=Augment(flip=True))
     for b in (0, 7):
         parts = [RankStream(stream, r, world).batch(b) for r in range(world)]
         x, factors, kind = stream.batch(b)
@@ -154,7 +156,103 @@ def test_parts_of_ranks_do_not_overlap(world):
         assert torch.equal(torch.cat([p[2] for p in parts]), kind)
 
 
+def test_a_rank_composes_its_own_pairs_only(monkeypatch):
+    from disentangle_nb import overlay
+    composed, compose = [], overlay.compose
+    monkeypatch.setattr(overlay, 'compose', lambda source, rows, *args: composed.append(len(rows)) or compose(source, rows, *args))
+    RankStream(PairStream(load_source(), 'DC', PAIRS), 1, 3).batch(0)
+    assert composed == [2 * PAIRS // 3]
+
+
 def test_a_batch_must_split_equally():
     stream = PairStream(load_source(), 'DC', 10)
     for world in (3, 10):
         with pytest.raises(ValueError, match=f'10 pairs does not split into {world} equal parts'): RankStream(stream, 0, world)
+
+
+# The command under torchrun
+
+COMMAND = """
+import os, sys
+import torch
+from disentangle_nb import results, run
+results.PARTS.update(train=(300, 1), valid=(100, 2), test=(100, 3))
+run.plot_run = run._save = lambda *args: None
+rank, out, train = os.environ.get('RANK', '0'), sys.argv[sys.argv.index('--out') + 1], run.train
+
+def watched(learn, *args):
+    with open(f'{out}.pid{rank}', 'w') as f: f.write(str(os.getpid()))
+    train(learn, *args)
+    torch.save(learn.model.state_dict(), f'{out}.weights{rank}')
+
+run.train = watched
+run.disentangle_run()
+"""
+OPTIONS = '--data embedded --bs 12 --size 32 --steps 100 --epoch 5 --probe_every 100 --lr 1e-4 --precision fp32 --threads 1 --reg hess --quiet'.split()
+
+
+def start(folder, world, *more):
+    "The command on `world` processes; on one, without torchrun"
+    (folder.parent/'command.py').write_text(COMMAND)
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(world)] if world > 1 else []
+    return subprocess.Popen([sys.executable, *torchrun, folder.parent/'command.py', *OPTIONS, '--out', folder, *more],
+                            env=os.environ | {'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=1200)
+    assert process.returncode == 0, err
+    return out
+
+
+def at_checkpoint(process, folder):
+    "Wait for a new checkpoint"
+    old = set(folder.glob('checkpoint-*.pt'))
+    while not set(folder.glob('checkpoint-*.pt')) - old:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(.01)
+
+
+def losses(folder):
+    with open(folder/'steps.csv') as f: return [float(row['loss']) for row in csv.DictReader(f)]
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('two')/'run'
+    return folder, finish(start(folder, 2))
+
+
+def test_command_on_two_processes(two, tmp_path):
+    "Ranks agree to the last bit, and with one process up to rounding; one of them prints and writes"
+    (folder, printed), one = two, tmp_path/'one'
+    finish(start(one, 1))
+    ranks, alone = [torch.load(f'{folder}.weights{r}') for r in '01'], torch.load(f'{one}.weights0')
+    assert all(torch.equal(w, ranks[1][name]) for name, w in ranks[0].items())
+    torch.testing.assert_close(losses(folder)[:10], losses(one)[:10], rtol=1e-4, atol=1e-4)
+    a, b = (torch.cat([w.flatten() for w in state.values() if w.is_floating_point()]) for state in (ranks[0], alone))
+    assert (a - b).norm() < 0.01 * b.norm()
+    assert {p.name for p in folder.iterdir()} == {p.name for p in one.iterdir()}
+    assert printed.count('slice') == 1 and '2 processes' in (folder/'config.json').read_text()
+
+
+def test_command_killed_stopped_and_resumed(two, tmp_path):
+    "A rank killed: back to the last checkpoint; torchrun stopped: both stop after the same step, which is saved; the end is the same to the last bit"
+    folder = tmp_path/'run'
+    at_checkpoint(process := start(folder, 2), folder)
+    os.kill(int((tmp_path/'run.pid1').read_text()), signal.SIGKILL)
+    assert process.wait(600) and not (folder/'scorecard.json').exists()
+    at_checkpoint(process := start(folder, 2, '--resume'), folder)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(600) and not (folder/'scorecard.json').exists()
+    assert f"stopped by SIGTERM after step {last_state(folder)['position'] - 1}" in process.stderr.read()
+    finish(start(folder, 2, '--resume'))
+    assert (folder/'steps.csv').read_text() == (two[0]/'steps.csv').read_text()
+    ends = [torch.load(f'{f}.weights0') for f in (folder, two[0])]
+    assert all(torch.equal(w, ends[1][name]) for name, w in ends[0].items())
+
+
+def test_command_names_a_batch_that_does_not_split(tmp_path):
+    process = start(tmp_path/'run', 2, '--bs', '13')
+    assert process.wait(600) and not (tmp_path/'run').exists()
+    assert 'a batch of 13 pairs does not split into 2 equal parts' in process.stderr.read()

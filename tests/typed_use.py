@@ -25,11 +25,10 @@ from disentangle_nb.released import read_tfrecord, released_pairs, released_stre
 from disentangle_nb.results import (Run, embed_parts, judge, plot_losses, plot_maps, plot_neighbours, results_table, shared_factors, validation_probe,
                                     write_json, write_report)
 from disentangle_nb.run import disentangle_report, disentangle_run, run
-from disentangle_nb.scale import GradCache, distribute, process_group
 from disentangle_nb.sharing import load_model, model_card, save_hub, write_embeddings
 from disentangle_nb.study import card_of, disentangle_study, distance, read_records, recorded, run_study, write_records
 from disentangle_nb.table import Table, TableStream, embed_tables, read_table
-from disentangle_nb.training import Checkpoint, History, disentangle_learner, last_state, restore, train
+from disentangle_nb.training import Checkpoint, GradCache, History, disentangle_learner, distribute, last_state, process_group, restore, train
 
 
 def borrow_a_loss(z0: Tensor, z1: Tensor):
