@@ -245,6 +245,8 @@ def restore(
     state: dict # of `checkpoint_state`
 ):
     "Put a learner where the saved run was"
+    missing = {'position', 'model', 'opt', 'loss', 'scaler', 'schedule', 'random', 'steps', 'epochs', 'spent', 'config'} - set(state)
+    if missing: raise ValueError(f'{state.get("file", "the state")} is no checkpoint of this version (it has no {", ".join(sorted(missing))}): begin anew in another folder')
     check_options(state['config'], learn.config, state.get('file', 'the state'))
     learn.model.load_state_dict(state['model'])
     if learn.opt is None: learn.create_opt()
