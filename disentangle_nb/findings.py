@@ -8,11 +8,12 @@ __all__ = ['r1', 'r2', 'r3', 'FINDINGS', 'chosen_lam', 'method_names', 'chosen_r
            'card_cells', 'method_row', 'methods_table', 'lam_path', 'plot_tradeoff', 'of_kind', 'carried_over',
            'runs_table', 'plot_between', 'slices_table']
 
-# %% ../nbs/20_findings.ipynb #f65c66b7
+# %% ../nbs/20_findings.ipynb #4bddb5a1
 from operator import attrgetter
 
 import numpy as np
 
+from .overlay import parse_kinds
 from .probing import ideal_scorecard, markdown_table
 from .study import baseline, best_lam, card_of, distance
 
@@ -150,7 +151,7 @@ def findings_table(
         rows += [[str(n), j['sentence'], *c] for c in cells or [['', '', '', str(len(j['seeds'])), 'undecided']]]
     return markdown_table(rows, (0, 1, 2, 6))
 
-# %% ../nbs/20_findings.ipynb #4cc29b7e
+# %% ../nbs/20_findings.ipynb #82cf4974
 def mean_and_spread(
     values: list, # over seeds
     digits: int = 1 # after the point
@@ -193,9 +194,9 @@ def methods_table(
     read = [f'{s}: {f}' for s in ('r', *(f'{f} slice' for f in factors)) for f in factors]
     head = ['method', 'λ', 'seeds', *read, 'R1', 'R1 MLP', 'R2', 'R3', 'distance', 'seconds']
     ideal = ideal_scorecard()
-    top = ['*ideal*', '', '', *(f'{v[0]:.1f}' if v else '' for v in card_cells([ideal.with_baseline(ideal)], [], factors)), '']
+    top = [['*ideal*', '', '', *(f'{v[0]:.1f}' if v else '' for v in card_cells([ideal.with_baseline(ideal)], [], factors)), '']] if factors == list(ideal.match) else []
     names = names or method_names(records)
-    rows = [head, *[top] * (factors == list(ideal.match)), *(method_row(records, m, factors) for m in names)]
+    rows = [head, *top, *(method_row(records, m, factors) for m in names)]
     shown = [i for i, h in enumerate(head) if columns is None or h in ('method', *columns)]
     return markdown_table([[row[i] for i in shown] for row in rows])
 
@@ -228,14 +229,14 @@ def plot_tradeoff(
     ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/20_findings.ipynb #c144b2b3
+# %% ../nbs/20_findings.ipynb #19dbbeb7
 def of_kind(
     records: list, # of a study
     kind: str, # of pairs, `DC-BC` say
     same: str = 'class' # or `instance`
 ) -> list: # of records
     "The runs on one kind of pairs"
-    return [r for r in records if r['kinds'] == [kind] and r['config']['same'] == same]
+    return [r for r in records if r['kinds'] == parse_kinds(kind) and r['config']['same'] == same]
 
 def carried_over(
     records: list, # of a study
