@@ -447,7 +447,7 @@ def parse_kinds(
     def standard(name):
         fixed = [] if name == 'none' else name.split('-')
         if not set(fixed) <= set(factors) or len(set(fixed)) != len(fixed):
-            raise ValueError(f"unknown kind of pair {name!r}: expected 'none' or some of {factors} joined by '-'")
+            raise ValueError(f"unknown kind of pair {name!r}: expected 'none' or some of {', '.join(factors)} joined by '-'")
         return '-'.join(f for f in factors if f in fixed) or 'none'
     names = [standard(n.strip()) for n in names]
     if len(set(names)) != len(names) or not names: raise ValueError(f'kinds must be one or more different names, got {kinds!r}')
