@@ -233,7 +233,7 @@ def test_command_on_two_processes(two, tmp_path):
     a, b = (torch.cat([w.flatten() for w in state.values() if w.is_floating_point()]) for state in (ranks[0], alone))
     assert (a - b).norm() < 0.01 * b.norm()
     assert {p.name for p in folder.iterdir()} == {p.name for p in one.iterdir()}
-    assert printed.count('slice') == 1 and '2 processes' in (folder/'config.json').read_text()
+    assert printed.count('no baseline') == 1 and '2 processes' in (folder/'config.json').read_text()
 
 
 def test_command_killed_stopped_and_resumed(two, tmp_path):
