@@ -37,7 +37,7 @@ def plot_learning(
     "Probe accuracy of `r` on validation while training, a panel for each record"
     import matplotlib.pyplot as plt
     rows = -(-len(records) // cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(2.75*cols, 2.4*rows), sharey=True, squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(rows, cols, figsize=(2.2*cols, 2.1*rows), sharey=True, squeeze=False, layout='constrained')
     for ax in axes.flat[len(records):]: ax.remove()
     for ax, r, title in zip(axes.flat, records, titles or different_options(records)):
         for f in ('DC', 'DL', 'BC'): ax.plot([p['step'] for p in r['probes']], [p[f'r {f}'] for p in r['probes']], marker='.', label=f)
