@@ -53,7 +53,7 @@ def test_own_regulariser_on_the_command_line(tmp_path):
     cls, = (s for s in source if s.startswith('class CrossCorrelation'))
     prose, = (c.source for c in cells(root/'nbs/tutorials/regulariser.ipynb') if '`mine.py`' in c.source)
     entry = re.search(r'```python\n(.+?)```', prose, re.S)[1]
-    imports = 'from disentangle_nb.infonce import SliceLoss, joined\nfrom disentangle_nb.model import split_slices\n'
+    imports = 'from disentangle_nb.infonce import SliceLoss, joined\nfrom disentangle_nb.model import split_slices\nfrom disentangle_nb.regularizers import sum_pairs\n'
     (tmp_path/'mine.py').write_text(imports + cls + '\n' + entry, encoding='utf-8')
     options = '--reg crosscorr --lam 10 --steps 4 --epoch 4 --bs 8 --size 32 --dim 4 --threads 1 --quiet --out run'.split()
     done = subprocess.run([sys.executable, 'mine.py', *options], cwd=tmp_path, text=True, capture_output=True)

@@ -100,7 +100,7 @@ def load_images(folder: Path) -> dict[str, Source]:
     PairStream(sources['train'], ['DC', 'BC'], 32, same='instance').to('cpu').batch(0)
     first, second = draw_pairs(sources['train'], 'DC-BC', 8, seeded(0, 1))
     pixels: Tensor = compose(sources['train'], torch.cat([first, second]))
-    x: Tensor = to_float(pixels, Augment(), seeded(2))
+    x: Tensor = to_float(pixels, Augment().jitter(len(pixels), seeded(2)))
     show_pairs(stream.batch(0), stream, 4)
     save_checked({'x': x}, 'x.pt'), load_checked(folder/'x.pt')
     load_source(split=1) # pyright: ignore[reportArgumentType]
