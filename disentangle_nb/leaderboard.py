@@ -8,6 +8,7 @@ __all__ = ['total_gap', 'supervision', 'group_runs', 'leaderboard_rows', 'leader
 # %% ../nbs/21_beyond.ipynb #5aa888ac
 import numpy as np
 
+from .findings import mean_and_spread
 from .probing import ideal_scorecard, markdown_table
 from .study import card_of
 
@@ -47,7 +48,7 @@ def _title(r):
 def leaderboard_rows(
     records: list, # of studies, with runs without a regulariser for the same seeds
     told: str | None = None # only this supervision
-) -> list: # of dictionaries, the largest gap first
+) -> list: # of dictionaries, numbers as lists over seeds, the largest gap first
     "One row for each method and its options"
     rows = []
     for name, runs in group_runs([r for r in records if told in (None, supervision(r))]).items():
@@ -56,20 +57,18 @@ def leaderboard_rows(
         chosen = min(range(len(runs)), key=lambda i: runs[i]['between_slices'].get('cka', 0))
         values = {'gap': gaps, 'R1': [c.R1 for c in cards], 'R1 MLP': [c.R1 for c in mlp], 'R2': [c.R2 for c in cards], 'R3': [c.R3 for c in cards],
                   'seconds': [r['seconds'] for r in runs]}
-        spread = lambda v: float(np.std(v, ddof=1)) if len(v) > 1 else None
         rows.append({'method': name, 'told': supervision(runs[0]), 'seeds': len(runs), 'worst': min(gaps), 'chosen': gaps[chosen],
-                     'reached': sum(g >= 110 for g in gaps), **{k: (float(np.mean(v)), spread(v)) for k, v in values.items()}})
-    return sorted(rows, key=lambda r: -r['gap'][0])
+                     'reached': sum(g >= 110 for g in gaps), **values})
+    return sorted(rows, key=lambda r: -np.mean(r['gap']))
 
 def leaderboard(
     records: list, # as in `leaderboard_rows`
     told: str | None = None # only this supervision
 ) -> str: # Markdown
     "The rows as a table"
-    pm = lambda v, d=1: f'{v[0]:.{d}f}' + ('' if v[1] is None else f'\u00a0±\u00a0{v[1]:.{d}f}')
     head = ['method', 'told', 'total gap', 'worst', 'chosen', 'gap ≥ 110', 'R1', 'R1 MLP', 'R2', 'R3', 'seconds']
     ideal = ideal_scorecard()
     rows = [['*ideal*', '', f'{total_gap(ideal):.1f}', '', '', '', f'{ideal.R1:.1f}', '', f'{ideal.R2:.1f}', '0.0', '']]
-    rows += [[r['method'], r['told'], pm(r['gap']), f'{r["worst"]:.1f}', f'{r["chosen"]:.1f}', f'{r["reached"]} of {r["seeds"]}',
-              *(pm(r[k]) for k in ('R1', 'R1 MLP', 'R2', 'R3')), pm(r['seconds'], 0)] for r in leaderboard_rows(records, told)]
+    rows += [[r['method'], r['told'], mean_and_spread(r['gap']), f'{r["worst"]:.1f}', f'{r["chosen"]:.1f}', f'{r["reached"]} of {r["seeds"]}',
+              *(mean_and_spread(r[k]) for k in ('R1', 'R1 MLP', 'R2', 'R3')), mean_and_spread(r['seconds'], 0)] for r in leaderboard_rows(records, told)]
     return markdown_table([head, *rows], (0, 1))

@@ -106,6 +106,7 @@ def run_title(
     "Method and weight"
     return method(config) + (f', λ={config["lam"]:g}' if config['reg'] != 'none' else '')
 
+# %% ../nbs/07_results.ipynb #f316a628
 class Run:
     "A finished run, read from its folder"
     def __init__(self,

@@ -68,6 +68,7 @@ def load_sources(
     crop = lambda s: config['crop'] if s == 'train' else 'centre'
     return {s: load_source(config['data'], s, crop=crop(s), **{k: config[k] for k in keys}) for s in ('train', 'valid', 'test')}
 
+# %% ../nbs/09_run.ipynb #ad2c6996
 def train_stream(
     config: dict, # options of `disentangle_run`
     source # the training part
@@ -149,6 +150,7 @@ def finish(
     _save(plot_run(Run(folder)), folder/'figure.png')
     return Run(folder)
 
+# %% ../nbs/09_run.ipynb #72ee0169
 def run(
     config: dict, # options of `disentangle_run`
     folder: str | Path, # where the run is written
@@ -194,6 +196,7 @@ def ranks(
     "The process group of what `torchrun` has started; nothing in a program started alone"
     return process_group() if int(os.environ.get('WORLD_SIZE', 1)) > 1 else nullcontext()
 
+# %% ../nbs/09_run.ipynb #62eb6b77
 @call_parse
 def disentangle_run(
     data: str = 'embedded', # Images: embedded, mnist_stl10, or a folder that holds digits/ and backgrounds/

@@ -74,6 +74,7 @@ def write_csv(
     writer.writerows(rows)
     write_atomic(path, buffer.getvalue().encode())
 
+# %% ../nbs/05_training.ipynb #c62d98be
 class History(Callback):
     "Loss parts of every step, losses and probes of every epoch"
     order = 55
