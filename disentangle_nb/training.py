@@ -10,7 +10,7 @@ __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'Sto
            'first_then_others', 'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'step_overhead']
 
 # %% ../nbs/05_training.ipynb #40ac5eec
-import csv, io, os, random, signal, threading, time, warnings
+import csv, gc, io, os, random, signal, threading, time, warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -473,7 +473,9 @@ def process_group(
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     dist.init_process_group(backend or ('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'), **kwargs)
     try: yield
-    finally: dist.destroy_process_group()
+    finally:
+        gc.collect()
+        dist.destroy_process_group()
 
 # %% ../nbs/05_training.ipynb #6fb5827f
 def this_rank(
@@ -550,6 +552,7 @@ class RankModel(Callback):
 
     def after_fit(self):
         for m in self.norms(): vars(m).pop('forward', None)
+        vars(self).pop('ddp', None)
 
     def largest(self,
                 number: int # of this rank

@@ -1,7 +1,8 @@
 "Several processes against one, for every loss, for a whole training and for the command; gradient caching."
-import csv, os, signal, subprocess, sys, time
+import csv, os, subprocess, sys, weakref
 
 import pytest, torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -62,7 +63,9 @@ def in_ranks(f, world, folder):
 def _rank(rank, f, world, folder):
     torch.set_num_threads(1)
     with process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=world):
+        group = weakref.ref(dist.group.WORLD)
         torch.save(f(rank, world, folder), folder/f'{rank}.pt')
+    assert group() is None, 'the process group outlives its context, and its threads the interpreter'
 
 
 def loss_steps(rank, world, folder):
@@ -173,16 +176,26 @@ def test_a_batch_must_split_equally():
 # The command under torchrun
 
 COMMAND = """
-import os, sys
+import os, signal, sys, time
 import torch
+from fastai.callback.core import Callback
 from disentangle_nb import results, run
 results.PARTS.update(train=(300, 1), valid=(100, 2), test=(100, 3))
 run.plot_run = run._save = lambda *args: None
 rank, out, train = os.environ.get('RANK', '0'), sys.argv[sys.argv.index('--out') + 1], run.train
 
+class Strike(Callback):
+    "After the step STRIKE_AT, SIGKILL to rank 1, or SIGTERM to torchrun, which passes it on"
+    order = 64
+    def after_batch(self):
+        if not self.training or self.dls.train.position != int(os.environ.get('STRIKE_AT', 0)): return
+        if os.environ['STRIKE'] == 'SIGKILL' and rank == '1': os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ['STRIKE'] == 'SIGTERM' and rank == '0':
+            os.kill(os.getppid(), signal.SIGTERM)
+            while not self.stop_on_signal.signum: time.sleep(.01)
+
 def watched(learn, *args):
-    with open(f'{out}.pid{rank}', 'w') as f: f.write(str(os.getpid()))
-    train(learn, *args)
+    train(learn.add_cb(Strike()), *args)
     torch.save(learn.model.state_dict(), f'{out}.weights{rank}')
 
 run.train = watched
@@ -191,26 +204,18 @@ run.disentangle_run()
 OPTIONS = '--data embedded --bs 12 --size 32 --steps 100 --epoch 5 --probe_every 100 --lr 1e-4 --precision fp32 --threads 1 --reg hess --quiet'.split()
 
 
-def start(folder, world, *more):
+def start(folder, world, *more, **env):
     "The command on `world` processes; on one, without torchrun"
     (folder.parent/'command.py').write_text(COMMAND)
     torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(world)] if world > 1 else []
     return subprocess.Popen([sys.executable, *torchrun, folder.parent/'command.py', *OPTIONS, '--out', folder, *more],
-                            env=os.environ | {'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            env=os.environ | {'OMP_NUM_THREADS': '1'} | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
     out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, err
     return out
-
-
-def at_checkpoint(process, folder):
-    "Wait for a new checkpoint"
-    old = set(folder.glob('checkpoint-*.pt'))
-    while not set(folder.glob('checkpoint-*.pt')) - old:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(.01)
 
 
 def losses(folder):
@@ -239,13 +244,12 @@ def test_command_on_two_processes(two, tmp_path):
 def test_command_killed_stopped_and_resumed(two, tmp_path):
     "A rank killed: back to the last checkpoint; torchrun stopped: both stop after the same step, which is saved; the end is the same to the last bit"
     folder = tmp_path/'run'
-    at_checkpoint(process := start(folder, 2), folder)
-    os.kill(int((tmp_path/'run.pid1').read_text()), signal.SIGKILL)
+    process = start(folder, 2, STRIKE='SIGKILL', STRIKE_AT='7')
     assert process.wait(600) and not (folder/'scorecard.json').exists()
-    at_checkpoint(process := start(folder, 2, '--resume'), folder)
-    process.send_signal(signal.SIGTERM)
+    process = start(folder, 2, '--resume', STRIKE='SIGTERM', STRIKE_AT='13')
     assert process.wait(600) and not (folder/'scorecard.json').exists()
-    assert f"stopped by SIGTERM after step {last_state(folder)['position'] - 1}" in process.stderr.read()
+    assert last_state(folder)['position'] == 13
+    assert 'stopped by SIGTERM after step 12' in process.stderr.read()
     finish(start(folder, 2, '--resume'))
     assert (folder/'steps.csv').read_text() == (two[0]/'steps.csv').read_text()
     ends = [torch.load(f'{f}.weights0') for f in (folder, two[0])]
