@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'chip', 'hardware', 'versions', 'use_bf16', 'parse_slices', 'load_sources', 'train_stream', 'model_of',
-           'make_learner', 'check_folder', 'is_finished', 'begin', 'finish', 'run', 'check_least', 'fail_plainly',
-           'ranks', 'disentangle_run', 'arguments', 'disentangle_report']
+           'callbacks', 'make_learner', 'check_folder', 'is_finished', 'begin', 'finish', 'run', 'check_least',
+           'fail_plainly', 'ranks', 'disentangle_run', 'arguments', 'disentangle_report']
 
-# %% ../nbs/09_run.ipynb #475e62b5
+# %% ../nbs/09_run.ipynb #ab6fd3a6
 import json, os, platform, sys, time
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from .model import SlicedModel
 from .overlay import Augment, PairStream, load_source, only_writer, parse_kinds, stream_dls
 from .released import released_stream
 from .results import Run, _save, embed_parts, judge, plot_run, shared_factors, validation_probe, write_json, write_report, write_run
-from .training import GradCache, Interrupted, check_options, disentangle_learner, distribute, first_then_others, from_first, last_state, process_group, restore, this_rank, train
+from .training import FindCategories, GradCache, Interrupted, check_options, disentangle_learner, distribute, first_then_others, from_first, last_state, process_group, restore, this_rank, train
 
 # %% ../nbs/09_run.ipynb #765de024
 def chip() -> str: # e.g. `Intel(R) Xeon(R) ...`
@@ -68,7 +68,7 @@ def load_sources(
     crop = lambda s: config['crop'] if s == 'train' else 'centre'
     return {s: load_source(config['data'], s, crop=crop(s), **{k: config[k] for k in keys}) for s in ('train', 'valid', 'test')}
 
-# %% ../nbs/09_run.ipynb #ad2c6996
+# %% ../nbs/09_run.ipynb #2486cc1e
 def train_stream(
     config: dict, # options of `disentangle_run`
     source # the training part
@@ -84,7 +84,15 @@ def model_of(
 ) -> SlicedModel: # with fresh weights
     "The model that the options describe"
     c = config
-    return SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], not c['no_final_norm'], c['size'], c['bf16'])
+    return SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], not c['no_final_norm'], c['size'], c['bf16'], c['base'] == 'category')
+
+def callbacks(
+    config: dict # options of `disentangle_run`
+) -> list: # of fastai callbacks
+    "What the options add to the training loop"
+    if config['base'] == 'category' and not config['start']: raise ValueError('the base category needs --start, the step at which its first slice becomes categories')
+    found = [FindCategories(config['start'], seed=config['seed'])] if config['base'] == 'category' else []
+    return found + ([GradCache(2 * config['micro'])] if config.get('micro') else [])
 
 def make_learner(
     config: dict, # options of `disentangle_run`
@@ -98,9 +106,9 @@ def make_learner(
     reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
     shared, routes = shared_factors(c['kinds']), {}
     if c['base'] == 'routed': routes = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
-    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], **routes)
+    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], **routes)
     learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'],
-                                [f'r {f}' for f in shared], [GradCache(2 * c['micro'])] if c.get('micro') else [], c)
+                                [f'r {f}' for f in shared], callbacks(c), c)
     return distribute(learn, sync_bn=True) if dist.is_initialized() else learn
 
 # %% ../nbs/09_run.ipynb #24124db5
@@ -150,7 +158,7 @@ def finish(
     _save(plot_run(Run(folder)), folder/'figure.png')
     return Run(folder)
 
-# %% ../nbs/09_run.ipynb #72ee0169
+# %% ../nbs/09_run.ipynb #8428a283
 def run(
     config: dict, # options of `disentangle_run`
     folder: str | Path, # where the run is written
@@ -164,11 +172,11 @@ def run(
     learn = make_learner(config, sources, folder)
     with only_writer(folder) if first else nullcontext():
         if state := from_first(lambda: begin(folder, config, resume)): restore(learn, state)
-        train(learn, config['steps'], progress and first)
+        train(learn, config['steps'], progress and first, config['start'])
         return finish(folder, config, learn, sources) if first else None
 
-# %% ../nbs/09_run.ipynb #236b346f
-LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, threads=0, seed=0) # smallest values
+# %% ../nbs/09_run.ipynb #c80d33cc
+LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, start=0, threads=0, seed=0) # smallest values
 
 def check_least(
     options: dict # of `disentangle_run`
@@ -196,7 +204,7 @@ def ranks(
     "The process group of what `torchrun` has started; nothing in a program started alone"
     return process_group() if int(os.environ.get('WORLD_SIZE', 1)) > 1 else nullcontext()
 
-# %% ../nbs/09_run.ipynb #62eb6b77
+# %% ../nbs/09_run.ipynb #84c1794a
 @call_parse
 def disentangle_run(
     data: str = 'embedded', # Images: embedded, mnist_stl10, or a folder that holds digits/ and backgrounds/
@@ -210,7 +218,8 @@ def disentangle_run(
     reg: str = 'none', # Regulariser; see disentangle_nb.losses.REGULARIZERS
     lam: float = 1.0, # Weight of the regulariser
     warmup: int = 0, # Steps over which the weight ramps up
-    base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of each slice on the kinds that fix its factor) or mixture
+    start: int = 0, # Step at which the regulariser sets in and, with the base category, the first slice becomes categories; there a second cycle of the learning rate begins
+    base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of each slice on the kinds that fix its factor), mixture, or category (of the first slice, then of the others within its categories)
     steps: int = 900, # Training steps
     bs: int = 128, # Pairs in a batch, of all processes together
     micro: int = None, # Pairs that are embedded at a time, to save memory: exact gradients, but batch norm sees these only (default: all)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'probe_metrics',
            'checkpoint_state', 'Checkpoint', 'last_state', 'check_options', 'Resume', 'restore', 'Interrupted',
-           'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train',
-           'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first',
-           'first_then_others', 'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'step_overhead']
+           'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train', 'embed_pairs',
+           'cluster_pairs', 'FindCategories', 'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss',
+           'process_group', 'this_rank', 'from_first', 'first_then_others', 'update_statistics', 'synced_norm',
+           'RankModel', 'distribute', 'step_overhead']
 
-# %% ../nbs/05_training.ipynb #40ac5eec
+# %% ../nbs/05_training.ipynb #5ffff4d8
 import csv, gc, io, os, random, signal, threading, time, warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -24,13 +25,15 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import ValueMetric
 from fastai.optimizer import OptimWrapper
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from .infonce import GroupShare, gather, sharing
+from .infonce import GroupShare, gather, sharing, unit
 from .model import split_slices
 from .overlay import DamagedFile, PairLoader, RankStream, load_checked, save_checked, show_images, write_atomic
 
@@ -45,21 +48,30 @@ class PairLoss:
     def __call__(self, z, factors, kind, **kwargs):
         return self.loss(*z.chunk(2), *([kind] if getattr(self.loss, 'uses_kind', False) else []))
 
-# %% ../nbs/05_training.ipynb #c10a4f0e
+# %% ../nbs/05_training.ipynb #2afe7839
 class Schedule(Callback):
     "One-cycle learning rate, and the step for the loss"
     def __init__(self,
                  lr: float, # highest learning rate
                  steps: int, # steps of the whole run
-                 pct_start: float = 0.25 # share of the steps before the peak
+                 pct_start: float = 0.25, # share of a cycle's steps before the peak
+                 restart: int = 0 # step at which a second cycle begins; 0 for one cycle
                 ):
-        self.steps, self.rate = steps, combined_cos(pct_start, lr / 25, lr, lr / 1e4)
-        self.options = {'lr': lr, 'steps': steps, 'pct_start': pct_start}
+        if not 0 <= restart < steps: raise ValueError(f'the second stage must begin before the last of the {steps} steps, got step {restart}')
+        self.steps, self.restart, self.cycle = steps, restart, combined_cos(pct_start, lr / 25, lr, lr / 1e4)
+        self.options = {'lr': lr, 'steps': steps, 'pct_start': pct_start, 'restart': restart}
+
+    def rate(self,
+             step: int # from 0
+            ) -> float:
+        "Learning rate of a step"
+        begin, end = (0, self.restart) if step < self.restart else (self.restart, self.steps)
+        return self.cycle((step - begin) / (end - begin))
 
     def before_batch(self):
         if not self.training: return
         step = self.dls.train.position - 1
-        self.opt.set_hyper('lr', self.rate(step / self.steps))
+        self.opt.set_hyper('lr', self.rate(step))
         self.loss_func.loss.step = step
 
 # %% ../nbs/05_training.ipynb #969f3f84
@@ -379,7 +391,7 @@ class PairLearner(Learner):
             with self.without(ProbeEvery): super().export(fname, **kwargs)
         finally: self.dls = dls
 
-# %% ../nbs/05_training.ipynb #cbd42e86
+# %% ../nbs/05_training.ipynb #f7e14c8f
 def disentangle_learner(
     dls: DataLoaders, # of `pair_dls`
     model: nn.Module, # from images to `(n, D)` embeddings, e.g. `SlicedModel`
@@ -405,16 +417,61 @@ def disentangle_learner(
 def train(
     learn: Learner, # of `disentangle_learner`
     steps: int, # of the whole run, those before a restart included
-    progress: bool = True # show fastai's progress bar and table
+    progress: bool = True, # show fastai's progress bar and table
+    restart: int = 0 # step at which a second cycle begins; 0 for one cycle
 ):
-    "Train with one cycle from where the learner is up to `steps`"
+    "Train with one cycle, or two, from where the learner is up to `steps`"
     loader, n = learn.dls.train, learn.dls.train.n_batches
     loader.stop = steps
     epochs = -(-steps // n) - loader.position // n if loader.position < steps else 0
     quiet = [] if progress else [learn.no_bar(), learn.no_logging()]
     with ExitStack() as stack:
         *_, stop = map(stack.enter_context, [*quiet, StopOnSignal().listening()])
-        learn.fit(epochs, cbs=[Schedule(learn.lr, steps), stop])
+        learn.fit(epochs, cbs=[Schedule(learn.lr, steps, restart=restart), stop])
+
+# %% ../nbs/05_training.ipynb #014b0813
+@torch.no_grad()
+def embed_pairs(
+    model: nn.Module, # from images to `(n, D)` embeddings
+    stream, # of batches of pairs
+    n_pairs: int = 10_000 # at least so many, from the stream's beginning
+) -> tuple: # first and second views, `(n, D)` each, on the CPU
+    "Embeddings of pairs, in evaluation mode"
+    training = model.training
+    model.eval()
+    halves = [model(stream.batch(b)[0]).cpu().chunk(2) for b in range(-(-n_pairs // stream.bs))]
+    model.train(training)
+    return tuple(map(torch.cat, zip(*halves)))
+
+def cluster_pairs(
+    z0: Tensor, # embeddings of the first views, `(n, D)`
+    z1: Tensor, # of the second views, `(n, D)`
+    n: int, # number of clusters
+    seed: int = 0 # of k-means
+) -> tuple: # prototypes `(n, D)`, unit rows, and the agreement of the two views
+    "k-means of pairs"
+    u0, u1 = (unit(z).numpy() for z in (z0, z1))
+    if len(u0) < n: raise ValueError(f'{n} clusters need as many pairs, got {len(u0)}')
+    means = KMeans(n, n_init=20, random_state=seed).fit((u0 + u1) / 2)
+    return unit(torch.as_tensor(means.cluster_centers_)), adjusted_mutual_info_score(means.predict(u0), means.predict(u1))
+
+# %% ../nbs/05_training.ipynb #ae3492a4
+class FindCategories(Callback):
+    "Before the step `at`, make clusters of the first slice its categories"
+    order = -1
+    def __init__(self,
+                 at: int, # step, from 0
+                 n_pairs: int = 10_000, # to cluster
+                 seed: int = 0 # of k-means
+                ):
+        self.at, self.n_pairs, self.seed = at, n_pairs, seed
+
+    def find(self):
+        first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, self.n_pairs)]
+        return cluster_pairs(*first, first[0].shape[1], self.seed)[0]
+
+    def before_batch(self):
+        if self.training and self.dls.train.position - 1 == self.at: self.model.categories.prototypes.copy_(from_first(self.find))
 
 # %% ../nbs/05_training.ipynb #aca62c1b
 @contextmanager
