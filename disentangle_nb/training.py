@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'probe_metrics',
            'checkpoint_state', 'Checkpoint', 'last_state', 'check_options', 'Resume', 'restore', 'Interrupted',
-           'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train', 'embed_pairs',
-           'cluster_pairs', 'FindCategories', 'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss',
-           'process_group', 'this_rank', 'from_first', 'first_then_others', 'update_statistics', 'synced_norm',
-           'RankModel', 'distribute', 'step_overhead']
+           'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train',
+           'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first',
+           'first_then_others', 'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'embed_pairs',
+           'cluster_pairs', 'FindCategories', 'step_overhead']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
 import csv, gc, io, os, random, signal, threading, time, warnings
@@ -429,50 +429,6 @@ def train(
         *_, stop = map(stack.enter_context, [*quiet, StopOnSignal().listening()])
         learn.fit(epochs, cbs=[Schedule(learn.lr, steps, restart=restart), stop])
 
-# %% ../nbs/05_training.ipynb #014b0813
-@torch.no_grad()
-def embed_pairs(
-    model: nn.Module, # from images to `(n, D)` embeddings
-    stream, # of batches of pairs
-    n_pairs: int = 10_000 # at least so many, from the stream's beginning
-) -> tuple: # first and second views, `(n, D)` each, on the CPU
-    "Embeddings of pairs, in evaluation mode"
-    training = model.training
-    model.eval()
-    halves = [model(stream.batch(b)[0]).cpu().chunk(2) for b in range(-(-n_pairs // stream.bs))]
-    model.train(training)
-    return tuple(map(torch.cat, zip(*halves)))
-
-def cluster_pairs(
-    z0: Tensor, # embeddings of the first views, `(n, D)`
-    z1: Tensor, # of the second views, `(n, D)`
-    n: int, # number of clusters
-    seed: int = 0 # of k-means
-) -> tuple: # prototypes `(n, D)`, unit rows, and the agreement of the two views
-    "k-means of pairs"
-    u0, u1 = (unit(z).numpy() for z in (z0, z1))
-    if len(u0) < n: raise ValueError(f'{n} clusters need as many pairs, got {len(u0)}')
-    means = KMeans(n, n_init=20, random_state=seed).fit((u0 + u1) / 2)
-    return unit(torch.as_tensor(means.cluster_centers_)), adjusted_mutual_info_score(means.predict(u0), means.predict(u1))
-
-# %% ../nbs/05_training.ipynb #ae3492a4
-class FindCategories(Callback):
-    "Before the step `at`, make clusters of the first slice its categories"
-    order = -1
-    def __init__(self,
-                 at: int, # step, from 0
-                 n_pairs: int = 10_000, # to cluster
-                 seed: int = 0 # of k-means
-                ):
-        self.at, self.n_pairs, self.seed = at, n_pairs, seed
-
-    def find(self):
-        first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, self.n_pairs)]
-        return cluster_pairs(*first, first[0].shape[1], self.seed)[0]
-
-    def before_batch(self):
-        if self.training and self.dls.train.position - 1 == self.at: self.model.categories.prototypes.copy_(from_first(self.find))
-
 # %% ../nbs/05_training.ipynb #aca62c1b
 @contextmanager
 def frozen_statistics(
@@ -632,6 +588,50 @@ def distribute(
         learn.remove_cbs([Checkpoint, ProbeEvery])
         learn.history.folder = None
     return learn.add_cb(RankModel(sync_bn))
+
+# %% ../nbs/05_training.ipynb #014b0813
+@torch.no_grad()
+def embed_pairs(
+    model: nn.Module, # from images to `(n, D)` embeddings
+    stream, # of batches of pairs
+    n_pairs: int = 10_000 # at least so many, from the stream's beginning
+) -> tuple: # first and second views, `(n, D)` each, on the CPU
+    "Embeddings of pairs, in evaluation mode"
+    training = model.training
+    model.eval()
+    halves = [model(stream.batch(b)[0]).cpu().chunk(2) for b in range(-(-n_pairs // stream.bs))]
+    model.train(training)
+    return tuple(map(torch.cat, zip(*halves)))
+
+def cluster_pairs(
+    z0: Tensor, # embeddings of the first views, `(n, D)`
+    z1: Tensor, # of the second views, `(n, D)`
+    n: int, # number of clusters
+    seed: int = 0 # of k-means
+) -> tuple: # prototypes `(n, D)`, unit rows, and the agreement of the two views
+    "k-means of pairs"
+    u0, u1 = (unit(z).numpy() for z in (z0, z1))
+    if len(u0) < n: raise ValueError(f'{n} clusters need as many pairs, got {len(u0)}')
+    means = KMeans(n, n_init=20, random_state=seed).fit((u0 + u1) / 2)
+    return unit(torch.as_tensor(means.cluster_centers_)), adjusted_mutual_info_score(means.predict(u0), means.predict(u1))
+
+# %% ../nbs/05_training.ipynb #ae3492a4
+class FindCategories(Callback):
+    "Before the step `at`, make clusters of the first slice its categories"
+    order = -1
+    def __init__(self,
+                 at: int, # step, from 0
+                 n_pairs: int = 10_000, # to cluster
+                 seed: int = 0 # of k-means
+                ):
+        self.at, self.n_pairs, self.seed = at, n_pairs, seed
+
+    def find(self):
+        first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, self.n_pairs)]
+        return cluster_pairs(*first, first[0].shape[1], self.seed)[0]
+
+    def before_batch(self):
+        if self.training and self.dls.train.position - 1 == self.at: self.model.categories.prototypes.copy_(from_first(self.find))
 
 # %% ../nbs/05_training.ipynb #e8f60ac9
 def step_overhead(
