@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['split_slices', 'conv_bn', 'BasicBlock', 'small_resnet', 'make_encoder', 'n_features', 'Categories', 'projection',
-           'SlicedModel', 'embed']
+           'Parallel', 'SlicedModel', 'embed']
 
-# %% ../nbs/01_model.ipynb #25e2ee17
+# %% ../nbs/01_model.ipynb #3d21a70b
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
@@ -101,7 +102,7 @@ class Categories(nn.Module):
         p = (F.normalize(first, dim=1) @ self.prototypes.T / self.tau).softmax(1)
         return torch.cat([torch.where(self.prototypes.any(), p, first), rest], 1)
 
-# %% ../nbs/01_model.ipynb #d9fc3a7b
+# %% ../nbs/01_model.ipynb #bb11f2ff
 def projection(
     n_in: int, # width of the features
     dim: int, # width D of the embedding
@@ -113,6 +114,10 @@ def projection(
     layers.append(nn.Linear(hidden or n_in, dim, bias=not final_norm))
     return nn.Sequential(*layers, *([nn.BatchNorm1d(dim, affine=False)] if final_norm else []))
 
+class Parallel(nn.ModuleList):
+    "Modules that read the same, their outputs side by side"
+    def forward(self, x): return torch.cat([m(x) for m in self], 1)
+
 class SlicedModel(nn.Module):
     "Encoder and projection; the embedding is read as contiguous slices"
     def __init__(self,
@@ -123,13 +128,14 @@ class SlicedModel(nn.Module):
                  final_norm: bool = True, # end in a batch norm without affine
                  size: int = 64, # side of the image, pixels
                  bf16: bool = False, # run in bfloat16 by autocast
-                 categories: bool = False # the first slice becomes `Categories`, as many as it is wide
+                 categories: bool = False # the first slice becomes `Categories`, as many as it is wide, and each slice has a projection of its own
                 ):
         super().__init__()
         self.encoder, self.n_slices, self.bf16 = make_encoder(arch), n_slices, bf16
-        self.projection = projection(n_features(self.encoder, size), dim, hidden, final_norm)
-        first, *_ = split_slices(torch.empty(1, dim), n_slices)
-        self.categories = Categories(first.shape[1]) if categories else nn.Identity()
+        widths = [s.shape[1] for s in split_slices(torch.empty(1, dim), n_slices)]
+        project = partial(projection, n_features(self.encoder, size), hidden=hidden, final_norm=final_norm)
+        self.projection = Parallel(map(project, widths)) if categories else project(dim)
+        self.categories = Categories(widths[0]) if categories else nn.Identity()
         self.to(memory_format=torch.channels_last)
 
     def forward(self,
