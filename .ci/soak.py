@@ -18,7 +18,7 @@ kinds = st.lists(st.lists(st.sampled_from(FACTORS), min_size=1, unique=True).map
 slices = st.sampled_from(['2', '3', '4', '4,8', '2,4,6'])
 options = st.fixed_dictionaries(dict(
     kinds=kinds, same=st.sampled_from(['class', 'instance']), reg=st.sampled_from(sorted(REGULARIZERS)), base=st.sampled_from(sorted(BASES)),
-    lam=st.floats(0, 10), warmup=st.integers(0, 5), steps=st.integers(1, 8), epoch=st.integers(1, 8), bs=st.integers(6, 24), tau=st.floats(.05, 1),
+    lam=st.floats(0, 10), warmup=st.integers(0, 5), start=st.integers(0, 5), steps=st.integers(1, 8), epoch=st.integers(1, 8), bs=st.integers(6, 24), tau=st.floats(.05, 1),
     slices=slices, dim=st.just(12), hidden=st.sampled_from([0, 16]), no_final_norm=st.booleans(), size=st.sampled_from([32, 48, 64]),
     crop=st.sampled_from(['centre', 'random']), flip=st.booleans(), contrast=st.floats(0, .5), shift=st.floats(0, .2),
     precision=st.sampled_from(['fp32', 'bf16']), probe_every=st.integers(1, 4), seed=st.integers(0, 99)))

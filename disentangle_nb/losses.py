@@ -112,13 +112,15 @@ def category_loss(
     total = -sum(p.gather(1, c).clamp_min(torch.finfo(p.dtype).tiny).log().sum() for p in (p0, p1))
     return reduced(total, 2 * len(p0), reduction)
 
-# %% ../nbs/04_losses.ipynb #5aa2f6cf
+# %% ../nbs/04_losses.ipynb #de6be311
 class CategoryMax(SliceLoss):
     "NT-Xent of the first slice; once that holds categories, NT-Xent of every other slice within them"
     name,ready = 'categorymax',True
     def loss(self, z0, z1):
         (p0,*rest0),(p1,*rest1) = split_slices(z0, self.n_slices),split_slices(z1, self.n_slices)
         if not self.ready: return info_nce(p0, p1, self.tau, self.reduction)
+        if self.check_finite and not ((p0.sum(1) - 1).abs().max() < 1e-3 and p0.min() >= 0):
+            raise ValueError('the first slice must hold probabilities: give the model categories=True, and the callback FindCategories')
         within = (info_nce_within(a, b, likeliest(p0, p1), self.tau, self.reduction) for a,b in zip(rest0, rest1))
         return sum(within, start=category_loss(p0, p1, self.reduction))
 
@@ -142,7 +144,7 @@ def ramp(
     "Linear warm-up"
     return min(1., max(0, step) / warmup) if warmup else float(step >= 0)
 
-# %% ../nbs/04_losses.ipynb #a142336c
+# %% ../nbs/04_losses.ipynb #6b91d62f
 def unique_names(
     modules, # Loss modules, with or without a `name`
 )->list:
@@ -166,7 +168,7 @@ class DisentangleLoss(nn.Module):
     ):
         super().__init__()
         regs = [] if regs is None else [regs] if isinstance(regs, nn.Module) else [r for r in regs if r is not None]
-        self.base = make_base(base, n_slices=n_slices, tau=tau, reduction=reduction, **kwargs)
+        self.base = make_base(base, n_slices=n_slices, tau=tau, reduction=reduction, check_finite=check_finite, **kwargs)
         self.uses_kind = getattr(self.base, 'uses_kind', False)
         self.regs,self.lam,self.warmup,self.start = nn.ModuleList(regs),lam,warmup,start
         self.names,self.check_finite,self.step,self.parts = unique_names([self.base, *regs]),check_finite,0,{}

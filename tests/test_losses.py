@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings, strategies as st
 
 from disentangle_nb import losses as L
-from disentangle_nb.losses import (BASES, DisentangleLoss, HessReg, HSICReg, InfoMax, InfoMinReg, OrthoReg, REGULARIZERS, SubInfoMax,
+from disentangle_nb.losses import (BASES, DisentangleLoss, HessReg, HSICReg, InfoMax, InfoMinReg, OrthoReg, REGULARIZERS, SubInfoMax, info_nce_within,
                                    info_nce, info_nce_floor, info_nce_grad, make_reg, nt_xent, unit)
 
 settings.register_profile('losses', max_examples=25, deadline=None, derandomize=True)
@@ -471,22 +471,46 @@ def test_wrong_names_and_weights():
 
 @settings(max_examples=20)
 @given(batch=batches(max_slices=4), chosen=st.lists(st.sampled_from(regs), max_size=3), base=st.sampled_from(sorted(BASES)),
-       lam=st.floats(0, 10), step=st.integers(0, 12), warmup=st.integers(0, 10))
-def test_disentangle_loss_is_the_weighted_sum(batch, chosen, base, lam, step, warmup):
+       lam=st.floats(0, 10), step=st.integers(0, 12), warmup=st.integers(0, 10), start=st.integers(0, 12))
+def test_disentangle_loss_is_the_weighted_sum(batch, chosen, base, lam, step, warmup, start):
     z0, z1, k = batch
     kinds = [torch.arange(len(z0)) * 0] * (base == 'routed')
     routes = {'routes': [[0]] * k} if base == 'routed' else {}
-    loss = DisentangleLoss([make_reg(name, n_slices=k) for name in chosen], lam=lam, base=base, n_slices=k, warmup=warmup, **routes)
+    loss = DisentangleLoss([make_reg(name, n_slices=k) for name in chosen], lam=lam, base=base, n_slices=k, warmup=warmup, start=start, **routes)
     loss.step = step
-    weight = lam * (min(1, step / warmup) if warmup else 1)
+    since = step - start
+    weight = 0 if since < 0 else lam * (min(1, since / warmup) if warmup else 1)
     torch.manual_seed(0)
-    expected = BASES[base](n_slices=k, **routes)(z0, z1, *kinds) + sum(weight * make_reg(name, n_slices=k)(z0, z1) for name in chosen)
+    alone = BASES[base](n_slices=k, **routes)
+    alone.ready = since >= 0
+    expected = alone(z0, z1, *kinds) + sum(weight * make_reg(name, n_slices=k)(z0, z1) for name in chosen)
     torch.manual_seed(0)
     torch.testing.assert_close(loss(z0, z1, *kinds), expected)
     assert len(loss.parts) == len(chosen) + 3
     assert math.isclose(loss.parts['lam'], weight)
     regularised = sum(weight * v for n, v in loss.parts.items() if n not in ('lam', 'loss', BASES[base].name))
     assert math.isclose(loss.parts['loss'], loss.parts[BASES[base].name] + regularised, rel_tol=1e-9, abs_tol=1e-9)
+
+
+@settings(max_examples=30)
+@given(batch=batches(max_slices=1), tau=st.floats(0.05, 1), data=st.data())
+def test_contrast_within_groups(batch, tau, data):
+    z0, z1, _ = batch
+    group = torch.tensor(data.draw(st.lists(st.integers(-1, 3), min_size=len(z0), max_size=len(z0))))
+    w = unit(torch.cat([z0, z1]).double())
+    s = (w @ w.T / tau).fill_diagonal_(-math.inf)
+    s[group.repeat(2)[:, None] != group.repeat(2)] = -math.inf
+    each = s.logsumexp(1) - s.roll(len(z0), 1).diagonal()
+    alone = (group[:, None] == group).sum(1).repeat(2) == 1
+    torch.testing.assert_close(info_nce_within(z0, z1, group, tau).double(), each[~alone].sum() / len(w), rtol=1e-4, atol=1e-4)
+
+
+def test_categories_are_asked_for_probabilities():
+    z0, z1 = pair()
+    loss = DisentangleLoss(base='category', n_slices=2, check_finite=True)
+    with pytest.raises(ValueError, match='the first slice must hold probabilities'): loss(z0, z1)
+    p0, p1 = (torch.cat([s.softmax(1) for s in z.chunk(2, 1)], 1) for z in (z0, z1))
+    assert loss(p0, p1).isfinite()
 
 
 def test_parts_are_detached_and_on_the_device_of_the_input():

@@ -7,14 +7,22 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from disentangle_nb.losses import DisentangleLoss, InfoMax, REGULARIZERS, SubInfoMax, make_reg
+from disentangle_nb.losses import CategoryMax, DisentangleLoss, HSICReg, InfoMax, REGULARIZERS, SubInfoMax, make_reg
 from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import Augment, PairStream, RankStream, load_source, stream_dls
-from disentangle_nb.training import GradCache, PairLoss, RankLoss, disentangle_learner, distribute, last_state, process_group, train
+from disentangle_nb.training import FindCategories, GradCache, PairLoss, RankLoss, disentangle_learner, distribute, last_state, process_group, train
 
 PAIRS = 12
 LOSSES = dict(infomax=InfoMax, subinfomax=SubInfoMax, **{n: (lambda n=n, **kw: make_reg(n, **kw)) for n in REGULARIZERS if n != 'none'},
               whole=lambda cls=DisentangleLoss, **kw: cls([make_reg(n, **kw) for n in ('hess', 'ortho_redrawn', 'infomin_cross', 'hsic')], lam=[0.1, 1, 0.2, 3], **kw))
+
+
+class OfProbabilities(nn.Module):
+    "`CategoryMax` of embeddings whose first slice is made probabilities"
+    def __init__(self, n_slices): super().__init__(); self.loss = CategoryMax(n_slices=n_slices)
+    def forward(self, z0, z1): return self.loss(*(torch.cat([z[:, :4].softmax(1), z[:, 4:]], 1) for z in (z0, z1)))
+
+LOSSES['category'] = OfProbabilities
 
 
 class Tiny(nn.Module):
@@ -112,6 +120,21 @@ def test_training_equals_that_of_one_process(world, tmp_path):
     assert (tmp_path/'run0'/'steps.csv').exists() and not (tmp_path/'run1').exists()
     state = last_state(tmp_path/'run0')
     assert state['position'] == 8 and list(state['model']) == list(learn.model.state_dict())
+
+
+def category_training(rank, world, folder):
+    torch.manual_seed(rank)
+    stream, model = PairStream(load_source(), 'DC-BC', PAIRS), SlicedModel(Tiny(), dim=12, n_slices=[4, 8], categories=True)
+    loss = DisentangleLoss(HSICReg(n_slices=[4, 8], debiased=True), base='category', n_slices=[4, 8], start=4)
+    learn = disentangle_learner(stream_dls(stream, stream, n_batches=3, n_valid=1, device='cpu'), model, loss, cbs=[FindCategories(4, n_pairs=60)])
+    train(distribute(learn), 8, progress=False, restart=4)
+    return learn.model.state_dict()
+
+
+def test_ranks_have_the_same_categories(tmp_path):
+    a, b = in_ranks(category_training, 2, tmp_path)
+    assert a['categories.prototypes'].any(1).all()
+    assert all(torch.equal(w, b[name]) for name, w in a.items() if 'running' not in name and 'tracked' not in name)
 
 
 def cached_training(rank, world, folder):
