@@ -124,8 +124,8 @@ def test_training_equals_that_of_one_process(world, tmp_path):
 
 def category_training(rank, world, folder):
     torch.manual_seed(rank)
-    stream, model = PairStream(load_source(), 'DC-BC', PAIRS), SlicedModel(Tiny(), dim=12, n_slices=[4, 8], categories=True)
-    loss = DisentangleLoss(HSICReg(n_slices=[4, 8], debiased=True), base='category', n_slices=[4, 8], start=4)
+    stream, model = PairStream(load_source(), 'DC-BC', PAIRS), SlicedModel(Tiny(), dim=12, n_slices=[4, 8], categories=True).double()
+    loss = SingleLoss(HSICReg(n_slices=[4, 8], debiased=True), base='category', n_slices=[4, 8], start=4)
     learn = disentangle_learner(stream_dls(stream, stream, n_batches=3, n_valid=1, device='cpu'), model, loss, cbs=[FindCategories(4, n_pairs=60)])
     train(distribute(learn), 8, progress=False, restart=4)
     return learn.model.state_dict()
