@@ -6,8 +6,8 @@
 __all__ = ['DENSE_BELOW', 'STRIP', 'LEAST_TAU', 'check_pair', 'check_values', 'joined', 'partner', 'zero_to_inf', 'unit',
            'check_tau', 'similarity', 'is_large', 'log_sum_exp', 'nt_xent', 'Share', 'current_share', 'sharing',
            'one_of', 'reduced', 'info_nce', 'info_nce_grad', 'strips', 'strip_buffers', 'strip_similarity',
-           'first_order', 'TiledLogSumExp', 'holds_exponentials', 'TiledGrad', 'info_nce_floor', 'SliceLoss', 'InfoMax',
-           'sub_info_nce', 'SubInfoMax', 'GroupShare', 'gather']
+           'first_order', 'TiledLogSumExp', 'upper', 'upper_exp', 'upper_sums', 'add_symmetric', 'holds_exponentials',
+           'TiledGrad', 'info_nce_floor', 'SliceLoss', 'InfoMax', 'sub_info_nce', 'SubInfoMax', 'GroupShare', 'gather']
 
 # %% ../nbs/02_infonce.ipynb #8a8a6b81
 import math
@@ -248,7 +248,46 @@ class TiledLogSumExp(torch.autograd.Function):
             grad[1].addmm_(p.T, a[rows])
         return *ctx.share.total(grad), None, None
 
-# %% ../nbs/02_infonce.ipynb #b5e63b03
+# %% ../nbs/02_infonce.ipynb #286fd8b2
+def upper(
+    a:Tensor, # Rows of a strip, `(rows, D)`
+    b:Tensor, # All rows, `(2N, D)`
+    rows:slice, # Of the strip
+    out:Tensor, # A buffer of `strip_buffers`
+)->Tensor: # `(rows, 2N - rows.start)`, a view of `out`
+    "The strip `a @ b.T` from the diagonal on"
+    return torch.mm(a, b[rows.start:].T, out=out[:len(a), rows.start:])
+
+def upper_exp(
+    z:Tensor, # Unit rows, `(2N, D)`
+    tau:float, # Temperature
+    rows:slice, # Of the strip
+    out:Tensor, # A buffer of `strip_buffers`
+)->Tensor: # `(rows, 2N - rows.start)`, a view of `out`
+    "Exponentials of `similarity(z, z, tau)` from the diagonal on"
+    s = upper(z[rows] / tau, z, rows, out)
+    s.diagonal().fill_(-math.inf)
+    return s.exp_()
+
+def upper_sums(
+    w:Tensor, # One number for each row, `(2N, 1)`
+    rows:slice, # Of the strip
+    out:Tensor, # A buffer of `strip_buffers`
+)->Tensor: # `(rows, 2N - rows.start)`, a view of `out`
+    "The strip `w + w.T` from the diagonal on"
+    return torch.add(w[rows], w[rows.start:].T, out=out[:rows.stop - rows.start, rows.start:])
+
+def add_symmetric(
+    total:Tensor, # `(2N, d)`, changed in place
+    strip:Tensor, # Of a symmetric matrix, from the diagonal on
+    x:Tensor, # `(2N, d)`
+    rows:slice, # Of the strip
+):
+    "Add what a strip and its mirror image, times `x`, give"
+    total[rows].addmm_(strip, x[rows.start:])
+    total[rows.stop:].addmm_(strip[:, len(strip):].T, x[rows])
+
+# %% ../nbs/02_infonce.ipynb #059bbab6
 LEAST_TAU = 1/320 # of the tiled gradient in float64
 
 def holds_exponentials(
@@ -263,32 +302,30 @@ class TiledGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, tau, share):
         dtype,z = z.dtype,holds_exponentials(z, tau)
-        sums,ez,grad,(buffer,) = z.new_zeros(len(z), 1),torch.zeros_like(z),torch.zeros_like(z),strip_buffers(z)
-        for rows in strips(len(z), share, len(buffer)):
-            e = strip_similarity(z, z, rows, tau, buffer).exp_()
-            sums[rows],ez[rows] = e.sum(1, keepdim=True),e @ z
-            grad.addmm_(e.T, z[rows] / sums[rows])
-        w,ez = 1 / share.total(sums),share.total(ez)
-        ctx.save_for_backward(z, ez, w)
+        sums,grad,(e,weight) = torch.zeros_like(z[:, :1]),torch.zeros_like(z),strip_buffers(z, 2)
+        for rows in strips(len(z), share, len(e)): add_symmetric(sums, upper_exp(z, tau, rows, e), torch.ones_like(sums), rows)
+        w = 1 / share.total(sums)
+        for rows in strips(len(z), share, len(e)):
+            add_symmetric(grad, upper_sums(w, rows, weight).mul_(upper_exp(z, tau, rows, e)), z, rows)
+        ctx.save_for_backward(z, w)
         ctx.tau,ctx.share = tau,share
-        return ((share.total(grad) + w * ez) / tau).to(dtype)
+        return (share.total(grad) / tau).to(dtype)
 
     @staticmethod
     @first_order
     def backward(ctx, v):
-        (z,ez,w),dtype = ctx.saved_tensors,v.dtype
-        v,out,buffers = v.to(z.dtype),torch.zeros_like(z),strip_buffers(z, 3)
-        known = (v * ez).sum(1, keepdim=True) / ctx.tau
-        for rows in strips(len(z), ctx.share, len(buffers[0])):
-            e,t,both = (b[:rows.stop - rows.start] for b in buffers)
-            strip_similarity(z, z, rows, ctx.tau, e).exp_()
-            torch.mm(z[rows] / ctx.tau, v.T, out=t)
-            wm = w[rows].square() * (known[rows] + torch.mul(e, t, out=both).sum(1, keepdim=True))
-            torch.add(w[rows], w.T, out=both).mul_(e)
-            out[rows].addmm_(both, v)
-            out[rows].addmm_(t.mul_(both), z).addcmul_(wm, ez[rows], value=-1)
-            out.addmm_(t.addcmul_(e, wm, value=-1).T, z[rows])
-        return (ctx.share.total(out) / ctx.tau).to(dtype), None, None
+        (z,w),tau,dtype = ctx.saved_tensors,ctx.tau,v.dtype
+        v,out,sums,(e,c,weight) = v.to(z.dtype),torch.zeros_like(z),torch.zeros_like(w),strip_buffers(z, 3)
+        for rows in strips(len(z), ctx.share, len(e)):
+            change = upper(z[rows] / tau, v, rows, c).addmm_(v[rows] / tau, z[rows.start:].T)
+            known,both = upper_exp(z, tau, rows, e),upper_sums(w, rows, weight)
+            add_symmetric(sums, change.mul_(known), torch.ones_like(w), rows)
+            add_symmetric(out, change.mul_(both), z, rows)
+            add_symmetric(out, both.mul_(known), v, rows)
+        wm = w.square() * ctx.share.total(sums)
+        for rows in strips(len(z), ctx.share, len(e)):
+            add_symmetric(out, upper_sums(-wm, rows, weight).mul_(upper_exp(z, tau, rows, e)), z, rows)
+        return (ctx.share.total(out) / tau).to(dtype), None, None
 
 # %% ../nbs/02_infonce.ipynb #0808c2c0
 def info_nce_floor(
