@@ -116,6 +116,11 @@ def projection(
 
 class Parallel(nn.ModuleList):
     "Modules that read the same, their outputs side by side"
+    def __init__(self,
+                 modules: list # each from `(N, n)` features to `(N, d)`
+                ):
+        super().__init__(modules)
+
     def forward(self, x): return torch.cat([m(x) for m in self], 1)
 
 class SlicedModel(nn.Module):
@@ -134,7 +139,7 @@ class SlicedModel(nn.Module):
         self.encoder, self.n_slices, self.bf16 = make_encoder(arch), n_slices, bf16
         widths = [s.shape[1] for s in split_slices(torch.empty(1, dim), n_slices)]
         project = partial(projection, n_features(self.encoder, size), hidden=hidden, final_norm=final_norm)
-        self.projection = Parallel(map(project, widths)) if categories else project(dim)
+        self.projection = Parallel([project(w) for w in widths]) if categories else project(dim)
         self.categories = Categories(widths[0]) if categories else nn.Identity()
         self.to(memory_format=torch.channels_last)
 
