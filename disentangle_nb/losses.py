@@ -162,7 +162,7 @@ class DisentangleLoss(nn.Module):
         tau:float=0.1, # Temperature of the base
         reduction:str='mean', # Reduction of the base: 'mean' or 'sum'
         warmup:int=0, # Steps over which the weights grow from 0 to `lam`
-        start:int=0, # Step from which on there are regularisers, and a base that waits is ready
+        start:int=0, # Step from which on there are regularisers, and `CategoryMax` is ready
         check_finite:bool=False, # Raise an error on NaN or infinite input? (makes a GPU wait)
         **kwargs, # Further options of the base, such as `routes`
     ):
@@ -181,7 +181,7 @@ class DisentangleLoss(nn.Module):
 
     def forward(self, z0, z1, *kind):
         if self.check_finite: check_values(z0, z1)
-        if hasattr(self.base, 'ready'): self.base.ready = self.step >= self.start
+        if isinstance(self.base, CategoryMax): self.base.ready = self.step >= self.start
         base,regs = self.base(z0, z1, *kind), [m(z0, z1) for m in self.regs]
         weights = self.weights()
         lams = list(weights.values()) * (len(regs) if 'lam' in weights else 1)

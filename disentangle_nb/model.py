@@ -87,6 +87,7 @@ def n_features(
 # %% ../nbs/01_model.ipynb #b075da30
 class Categories(nn.Module):
     "Probabilities of categories in place of the first slice, once there are prototypes"
+    prototypes: Tensor
     def __init__(self,
                  n: int, # number of categories, and width of the first slice
                  tau: float = 0.1 # temperature of the cosines
