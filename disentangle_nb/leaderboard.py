@@ -77,11 +77,11 @@ def leaderboard(
 
 # %% ../nbs/21_beyond.ipynb #c85b75a4
 def plot_slices(
-    groups: dict, # name to records of one method, or to one `Scorecard`, such as the ideal
-    names: tuple = ('linear', 'MLP') # of the rows
+    groups: dict # name to records of one method, or to one `Scorecard`, such as the ideal
 ):
     "Heat maps of accuracy, slice by factor, for each method (columns) and probe (rows)"
-    fig, axes = plt.subplots(len(names), len(groups), figsize=(1.9 * len(groups), 1.7 * len(names)), squeeze=False, layout='constrained')
+    names = 'linear', 'MLP'
+    fig, axes = plt.subplots(2, len(groups), figsize=(1.9 * len(groups), 3.4), squeeze=False, layout='constrained')
     for (name, runs), column in zip(groups.items(), axes.T):
         for ax, probe, key in zip(column, names, ('scorecard', 'scorecard_mlp')):
             cards = [Scorecard.from_dict(r[key]) for r in runs] if isinstance(runs, list) else [runs]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST', 'chip', 'hardware', 'versions', 'use_bf16', 'parse_slices', 'load_sources', 'train_stream', 'model_of',
            'callbacks', 'make_learner', 'check_folder', 'is_finished', 'begin', 'finish', 'run', 'check_least',
-           'fail_plainly', 'ranks', 'disentangle_run', 'arguments', 'disentangle_report']
+           'fail_plainly', 'ranks', 'run_options', 'disentangle_run', 'arguments', 'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #ab6fd3a6
 import json, os, platform, sys, time
@@ -204,6 +204,22 @@ def ranks(
     "The process group of what `torchrun` has started; nothing in a program started alone"
     return process_group() if int(os.environ.get('WORLD_SIZE', 1)) > 1 else nullcontext()
 
+# %% ../nbs/09_run.ipynb #5c0e71aa
+def run_options(
+    options: dict, # of `disentangle_run`, as they were given
+    out: str | Path, # folder of the run
+    resume: bool, # go on with the run in the folder
+    quiet: bool # no progress bar and no table
+) -> Run: # None on other ranks than the first
+    "Check the options, and run"
+    check_least(options)
+    for name, value, known in (('regulariser', options['reg'], REGULARIZERS), ('contrastive loss', options['base'], BASES)):
+        if value not in known: raise ValueError(f'unknown {name} {value!r}: choose one of {", ".join(known)}')
+    if options['threads'] > 0: torch.set_num_threads(options['threads'])
+    config = {k: v for k, v in options.items() if k not in ('threads', 'precision')}
+    config |= {'kinds': parse_kinds(options['kinds']), 'slices': parse_slices(options['slices']), 'bf16': use_bf16(options['precision'])}
+    with ranks(): return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
+
 # %% ../nbs/09_run.ipynb #84c1794a
 @call_parse
 def disentangle_run(
@@ -246,15 +262,8 @@ def disentangle_run(
     quiet: bool = False # No progress bar and no table
 ):
     "Train on pairs, probe, and write a run folder; started by torchrun, on several processes"
-    options = {k: v for k, v in locals().items() if k not in ('out', 'resume', 'quiet', 'threads', 'precision')}
-    if threads > 0: torch.set_num_threads(threads)
-    def main():
-        check_least(options | {'threads': threads})
-        for name, value, known in (('regulariser', reg, REGULARIZERS), ('contrastive loss', base, BASES)):
-            if value not in known: raise ValueError(f'unknown {name} {value!r}: choose one of {", ".join(known)}')
-        config = options | {'kinds': parse_kinds(kinds), 'slices': parse_slices(slices), 'bf16': use_bf16(precision)}
-        with ranks(): return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
-    if done := fail_plainly(main): print(done)
+    options = {k: v for k, v in locals().items() if k not in ('out', 'resume', 'quiet')}
+    if done := fail_plainly(lambda: run_options(options, out, resume, quiet)): print(done)
 
 # %% ../nbs/09_run.ipynb #44acaf5a
 def arguments(

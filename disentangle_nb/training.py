@@ -626,6 +626,9 @@ class FindCategories(Callback):
                 ):
         self.at, self.n_pairs, self.seed = at, n_pairs, seed
 
+    def before_fit(self):
+        if not hasattr(getattr(self.model, 'categories', None), 'prototypes'): raise ValueError('FindCategories needs a model with categories: SlicedModel(..., categories=True)')
+
     def find(self):
         first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, self.n_pairs)]
         return cluster_pairs(*first, first[0].shape[1], self.seed)[0]
