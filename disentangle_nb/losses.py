@@ -44,30 +44,34 @@ def routes_of(
     kinds, # For each kind of pair the factors it fixes, such as `['DC', 'BC']` or `['DC-BC', 'DC-DL', 'BC-DL']`
 )->dict: # From each factor that is fixed by a kind to the numbers of the kinds that fix it
     "Which kinds of pairs tell about which factor"
-    sets = [set(k.split('-')) for k in kinds]
-    routes = {f: [i for i,s in enumerate(sets) if f in s] for k in kinds for f in k.split('-')}
-    for f,r in routes.items():
-        both = set.intersection(*(sets[i] for i in r)) - {f}
-        if both: raise ValueError(f"{f} is never fixed without {', '.join(sorted(both))} in the kinds {list(kinds)}, so no slice can hold it alone: add a kind that fixes only one of them")
+    routes = {f: [i for i,k in enumerate(kinds) if f in k.split('-')] for k in kinds for f in k.split('-')}
+    fixed = torch.tensor([[float(i in r) for r in routes.values()] for i in range(len(kinds))])
+    rank = torch.linalg.matrix_rank
+    lost = [f for f,row in zip(routes, torch.eye(len(routes))) if rank(torch.cat([fixed, row[None]])) > rank(fixed)]
+    if lost: raise ValueError(f"the kinds {list(kinds)} do not tell {', '.join(lost)} apart, so no slice can hold one of them alone: add a kind that fixes some of them only")
     return routes
 
 # %% ../nbs/04_losses.ipynb #80923f64
 class RoutedMax(SliceLoss):
-    "NT-Xent of each slice on the pairs whose kind it is told to hold, summed; called as `loss(z0, z1, kind)`"
+    "NT-Xent of the pairs of each kind by the slices that are told to hold it, together; called as `loss(z0, z1, kind)`"
     name,uses_kind = 'routedmax',True
     def __init__(self, *,
-        routes, # For each slice the numbers of the kinds it is contrasted on, such as `routes_of(kinds).values()`
-        **kwargs, # Options of `SliceLoss`; with the reduction 'mean' each slice is divided by the anchors it has
+        routes, # For each slice the numbers of the kinds that fix its factor, such as `routes_of(kinds).values()`
+        **kwargs, # Options of `SliceLoss`; with the reduction 'mean' each kind is divided by the anchors it has
     ):
         super().__init__(**kwargs)
         self.routes = [list(r) for r in routes]
 
     def forward(self, z0, z1, kind):
         if self.check_finite: check_values(z0, z1)
-        slices = list(zip(split_slices(z0, self.n_slices), split_slices(z1, self.n_slices)))
-        if len(slices) != len(self.routes): raise ValueError(f"each slice needs a route: {len(slices)} slices, {len(self.routes)} routes {self.routes}")
-        on = [torch.isin(kind, torch.tensor(r, device=kind.device)) for r in self.routes]
-        return sum(info_nce(a[m], b[m], self.tau, self.reduction) for (a,b),m in zip(slices, on))
+        slices = [[unit(s) for s in split_slices(z, self.n_slices)] for z in (z0, z1)]
+        if len(slices[0]) != len(self.routes): raise ValueError(f"each slice needs a route: {len(slices[0])} slices, {len(self.routes)} routes {self.routes}")
+        return sum(self.of_kind(g, *slices, kind == g) for g in sorted(set().union(*self.routes)))
+
+    def of_kind(self, g, slices0, slices1, on):
+        held = [k for k,r in enumerate(self.routes) if g in r]
+        joint = (torch.cat([s[k][on] for k in held], 1) for s in (slices0, slices1))
+        return info_nce(*joint, self.tau / len(held), self.reduction)
 
 # %% ../nbs/04_losses.ipynb #801ac449
 class MixtureMax(SliceLoss):

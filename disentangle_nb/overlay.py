@@ -376,23 +376,27 @@ def _split_by_class(labels, split):
         if not len(keep[-1]): raise ValueError(f'class {c} has {len(i)} images, too few for a {split} part; 20 or more are needed')
     return torch.cat(keep)
 
-def _folders(digits, backgrounds, split):
-    out = {}
-    for name, path, mode, size in (('digit', digits, 'L', 28), ('photo', backgrounds, 'RGB', 96)):
-        images, labels, names = _read_folder(path, mode, size)
-        keep = _split_by_class(labels, split)
-        out |= {f'{name}s': images[keep], f'{name}_labels': labels[keep], f'{name}_names': names}
-    return out
+def _own(part, path, split):
+    images, labels, names = _read_folder(path, *dict(digit=('L', 28), photo=('RGB', 96))[part])
+    keep = _split_by_class(labels, split)
+    return {f'{part}s': images[keep], f'{part}_labels': labels[keep], f'{part}_names': names}
 
 # %% ../nbs/00_overlay.ipynb #9dfdbc6a
+def _named(name, split, path, scheme, valid):
+    if name == 'embedded': return _embedded(split)
+    if name != 'mnist_stl10': raise ValueError(f"unknown source {name!r}: expected 'embedded', 'mnist_stl10', or a folder with digits/ and backgrounds/")
+    raw = dict(_mnist_stl10(path))
+    for k in ('digit', 'photo'): raw[f'{k}s'], raw[f'{k}_labels'] = _take(raw[f'{k}s'], split, scheme, valid)
+    return raw
+
 def load_source(
     name: str | Path = 'embedded', # `embedded`, `mnist_stl10`, or a folder that holds `digits/` and `backgrounds/`
     split: str = 'train', # `train`, `valid` or `test`
     path: str | Path | None = None, # where MNIST and STL-10 are; default: `DISENTANGLE_DATA`, else torchvision's download
     scheme: str = 'authors', # `authors` or `official` split of MNIST and STL-10
     valid: float = 0.1, # share of the training part of MNIST and STL-10 kept for validation
-    digits: str | Path | None = None, # own folder of digits, one sub-folder a class
-    backgrounds: str | Path | None = None, # own folder of photographs, one sub-folder a class
+    digits: str | Path | None = None, # own folder of digits, one sub-folder a class, instead of those of `name`
+    backgrounds: str | Path | None = None, # own folder of photographs, one sub-folder a class, instead of those of `name`
     size: int = 64, # side of the composed image, pixels
     grid: Grid | None = None, # locations of the digit; default: `make_grid(size)`
     crop: str = 'centre', # `centre` or `random` crop of the photograph
@@ -402,16 +406,14 @@ def load_source(
     for value, allowed in ((split, _SPLITS), (scheme, ('authors', 'official'))):
         if value not in allowed: raise ValueError(f'expected one of {allowed}, got {value!r}')
     if not 0 < valid < 1: raise ValueError(f'valid must lie between 0 and 1, got {valid}')
-    if digits or backgrounds: raw, name = _folders(digits or Path(name)/'digits', backgrounds or Path(name)/'backgrounds', split), 'own images'
-    elif name == 'embedded': raw = _embedded(split)
-    elif name == 'mnist_stl10':
-        raw = dict(_mnist_stl10(path))
-        for k in ('digit', 'photo'): raw[f'{k}s'], raw[f'{k}_labels'] = _take(raw[f'{k}s'], split, scheme, valid)
-    elif Path(name).is_dir(): raw = _folders(Path(name)/'digits', Path(name)/'backgrounds', split)
-    else: raise ValueError(f"unknown source {name!r}: expected 'embedded', 'mnist_stl10', or a folder with digits/ and backgrounds/")
+    own, of_folder = digits or backgrounds, name not in ('embedded', 'mnist_stl10') and Path(name).is_dir()
+    if of_folder: digits, backgrounds = digits or Path(name)/'digits', backgrounds or Path(name)/'backgrounds'
+    raw = {} if digits and backgrounds else _named(name, split, path, scheme, valid)
+    for part, folder in (('digit', digits), ('photo', backgrounds)):
+        if folder: raw |= _own(part, folder, split)
     grid = grid or make_grid(size)
     classes = dict(DC=raw.pop('digit_names'), DL=list(range(len(grid))), BC=raw.pop('photo_names'))
-    return Source(**raw, classes=classes, size=size, grid=grid, crop=crop, name=Path(name).name).to(device or 'cpu')
+    return Source(**raw, classes=classes, size=size, grid=grid, crop=crop, name='own images' if own else Path(name).name).to(device or 'cpu')
 
 # %% ../nbs/00_overlay.ipynb #6490c112
 def seeded(

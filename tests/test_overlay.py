@@ -92,6 +92,14 @@ def test_own_folders(tmp_path):
     assert x.shape == (16, 3, 64, 64) and (factors[:8] == factors[8:])[:, [0, 2]].all()
 
 
+def test_one_own_folder_on_a_named_source(tmp_path):
+    write_folder(tmp_path/'shapes', 'L', 40)
+    source, whole = load_source('embedded', digits=str(tmp_path/'shapes')), load_source('embedded')
+    assert (source.photos == whole.photos).all() and source.classes['BC'] == whole.classes['BC']
+    assert len(source.digits) == 48 and source.classes['DC'] != whole.classes['DC'] and source.name == 'own images'
+    assert (load_source('embedded', backgrounds=str(tmp_path/'shapes')).digits == whole.digits).all()
+
+
 def test_too_few_images_of_a_class(tmp_path):
     write_folder(tmp_path/'digits', 'L', 28, 3)
     write_folder(tmp_path/'backgrounds', 'RGB', 96)
