@@ -134,13 +134,14 @@ class SlicedModel(nn.Module):
                  final_norm: bool = True, # end in a batch norm without affine
                  size: int = 64, # side of the image, pixels
                  bf16: bool = False, # run in bfloat16 by autocast
-                 categories: bool = False # the first slice becomes `Categories`, as many as it is wide, and each slice has a projection of its own
+                 categories: bool = False, # the first slice becomes `Categories`, as many as it is wide
+                 heads: bool = False # each slice has a projection of its own; with `categories` always
                 ):
         super().__init__()
         self.encoder, self.n_slices, self.bf16 = make_encoder(arch), n_slices, bf16
         widths = [s.shape[1] for s in split_slices(torch.empty(1, dim), n_slices)]
         project = partial(projection, n_features(self.encoder, size), hidden=hidden, final_norm=final_norm)
-        self.projection = Parallel([project(w) for w in widths]) if categories else project(dim)
+        self.projection = Parallel([project(w) for w in widths]) if heads or categories else project(dim)
         self.categories = Categories(widths[0]) if categories else nn.Identity()
         self.to(memory_format=torch.channels_last)
 

@@ -84,7 +84,7 @@ def model_of(
 ) -> SlicedModel: # with fresh weights
     "The model that the options describe"
     c = config
-    return SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], not c['no_final_norm'], c['size'], c['bf16'], c['base'] == 'category')
+    return SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], not c['no_final_norm'], c['size'], c['bf16'], c['base'] == 'category', c.get('heads', False))
 
 def callbacks(
     config: dict # options of `disentangle_run`
@@ -226,8 +226,8 @@ def disentangle_run(
     data: str = 'embedded', # Images: embedded, mnist_stl10, or a folder that holds digits/ and backgrounds/
     path: str = None, # Folder of MNIST and STL-10 (default: DISENTANGLE_DATA, else a download)
     scheme: str = 'authors', # Split of MNIST and STL-10: authors or official
-    digits: str = None, # Own folder of digits, one sub-folder a class
-    backgrounds: str = None, # Own folder of photographs, one sub-folder a class
+    digits: str = None, # Own folder of digits, one sub-folder a class, instead of those of --data
+    backgrounds: str = None, # Own folder of photographs, one sub-folder a class, instead of those of --data
     released: str = None, # Folder of the authors' TFRecord shards: training pairs come from there, probes from --data
     kinds: str = 'DC-BC', # Kinds of pairs, by the factors they fix: some of DC, DL, BC joined by '-'; several joined by ','
     same: str = 'class', # A fixed factor means the same class, or the same instance
@@ -235,7 +235,7 @@ def disentangle_run(
     lam: float = 1.0, # Weight of the regulariser
     warmup: int = 0, # Steps over which the weight ramps up
     start: int = 0, # Step at which the regulariser sets in and, with the base category, the first slice becomes categories; there a second cycle of the learning rate begins
-    base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of each slice on the kinds that fix its factor), mixture, or category (of the first slice, then of the others within its categories)
+    base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of the pairs of each kind by the slices of the factors it fixes), mixture, or category (of the first slice, then of the others within its categories)
     steps: int = 900, # Training steps
     bs: int = 128, # Pairs in a batch, of all processes together
     micro: int = None, # Pairs that are embedded at a time, to save memory: exact gradients, but batch norm sees these only (default: all)
@@ -245,6 +245,7 @@ def disentangle_run(
     slices: str = '2', # Number of equal slices, or their widths joined by commas
     dim: int = 64, # Width of the embedding
     hidden: int = 0, # Width of the projection's hidden layer, 0 for a linear projection
+    heads: bool = False, # A projection for each slice instead of one for all
     no_final_norm: bool = False, # Leave out the batch norm that ends the projection
     arch: str = 'small', # Encoder: small, or a ResNet of torchvision by name
     size: int = 64, # Side of the image, pixels
