@@ -22,7 +22,7 @@ from .model import SlicedModel
 from .overlay import Augment, PairStream, load_source, only_writer, parse_kinds, stream_dls
 from .released import released_stream
 from .results import Run, _save, embed_parts, judge, plot_run, shared_factors, validation_probe, write_json, write_report, write_run
-from .training import FindCategories, GradCache, Interrupted, check_options, disentangle_learner, distribute, first_then_others, from_first, last_state, process_group, restore, this_rank, train
+from .training import FindCategories, FindKinds, GradCache, Interrupted, check_options, disentangle_learner, distribute, first_then_others, from_first, last_state, process_group, restore, this_rank, train
 
 # %% ../nbs/09_run.ipynb #765de024
 def chip() -> str: # e.g. `Intel(R) Xeon(R) ...`
@@ -90,8 +90,10 @@ def callbacks(
     config: dict # options of `disentangle_run`
 ) -> list: # of fastai callbacks
     "What the options add to the training loop"
-    if config['base'] == 'category' and not config['start']: raise ValueError('the base category needs --start, the step at which its first slice becomes categories')
-    found = [FindCategories(config['start'], seed=config['seed'])] if config['base'] == 'category' else []
+    base, start, found = config['base'], config['start'], []
+    if base in ('category', 'inferred') and not start: raise ValueError(f'the base {base} needs --start, the step at which its second stage begins')
+    if base == 'category': found = [FindCategories(start, seed=config['seed'])]
+    if base == 'inferred': found = [FindKinds(start, len(config['kinds']), seed=config['seed'])]
     return found + ([GradCache(2 * config['micro'])] if config.get('micro') else [])
 
 def make_learner(
@@ -105,7 +107,7 @@ def make_learner(
     dls = stream_dls(train_stream(c, sources['train']), PairStream(sources['valid'], c['kinds'], c['bs'], c['seed'], c['same']), c['epoch'], n_valid=2)
     reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
     shared, routes = shared_factors(c['kinds']), {}
-    if c['base'] == 'routed': routes = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
+    if c['base'] in ('routed', 'inferred'): routes = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
     loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], **routes)
     learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'],
                                 [f'r {f}' for f in shared], callbacks(c), c)
@@ -234,8 +236,8 @@ def disentangle_run(
     reg: str = 'none', # Regulariser; see disentangle_nb.losses.REGULARIZERS
     lam: float = 1.0, # Weight of the regulariser
     warmup: int = 0, # Steps over which the weight ramps up
-    start: int = 0, # Step at which the regulariser sets in and, with the base category, the first slice becomes categories; there a second cycle of the learning rate begins
-    base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of the pairs of each kind by the slices of the factors it fixes), mixture, or category (of the first slice, then of the others within its categories)
+    start: int = 0, # Step at which the regulariser sets in and the second stage of the bases inferred and category begins, with a second cycle of the learning rate
+    base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of the pairs of each kind by the slices of the factors it fixes), inferred (the same, the kinds being found and not told), or category (of the first slice, then of the others within its categories)
     steps: int = 900, # Training steps
     bs: int = 128, # Pairs in a batch, of all processes together
     micro: int = None, # Pairs that are embedded at a time, to save memory: exact gradients, but batch norm sees these only (default: all)

@@ -8,10 +8,10 @@ __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'Sto
            'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train',
            'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first',
            'first_then_others', 'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'embed_pairs',
-           'cluster_pairs', 'FindCategories', 'step_overhead']
+           'cluster_pairs', 'FindCategories', 'FindKinds', 'step_overhead']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
-import csv, gc, io, os, random, signal, threading, time, warnings
+import copy, csv, gc, io, os, random, signal, threading, time, warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from .infonce import GroupShare, gather, sharing, unit
-from .model import split_slices
+from .model import KindMixture, split_slices
 from .overlay import DamagedFile, PairLoader, RankStream, load_checked, save_checked, show_images, write_atomic
 
 # %% ../nbs/05_training.ipynb #c10cbf13
@@ -200,6 +200,7 @@ def checkpoint_state(
     schedule, scaler = getattr(learn, 'schedule', None), getattr(learn, 'scaler', None)
     return {'position': learn.dls.train.position, 'model': learn.model.state_dict(), 'opt': learn.opt.state_dict(),
             'loss': learn.loss_func.loss.state_dict(), 'scaler': scaler and scaler.state_dict(), 'schedule': schedule and schedule.options,
+            'callbacks': {cb.name: cb.state_dict() for cb in learn.cbs if hasattr(type(cb), 'state_dict')},
             'random': _random_state(), 'steps': learn.history.steps, 'epochs': learn.history.epochs,
             'spent': learn.history.seconds(), 'config': learn.config}
 
@@ -258,13 +259,14 @@ def restore(
     state: dict # of `checkpoint_state`
 ):
     "Put a learner where the saved run was"
-    missing = {'position', 'model', 'opt', 'loss', 'scaler', 'schedule', 'random', 'steps', 'epochs', 'spent', 'config'} - set(state)
+    missing = {'position', 'model', 'opt', 'loss', 'scaler', 'schedule', 'callbacks', 'random', 'steps', 'epochs', 'spent', 'config'} - set(state)
     if missing: raise ValueError(f'{state.get("file", "the state")} is no checkpoint of this version (it has no {", ".join(sorted(missing))}): begin anew in another folder')
     check_options(state['config'], learn.config, state.get('file', 'the state'))
     learn.model.load_state_dict(state['model'])
     if learn.opt is None: learn.create_opt()
     learn.opt.load_state_dict(state['opt'])
     learn.loss_func.loss.load_state_dict(state['loss'])
+    for name, saved in state['callbacks'].items(): getattr(learn, name).load_state_dict(saved)
     learn.dls.train.position = state['position']
     for name in ('steps', 'epochs', 'spent'): setattr(learn.history, name, state[name])
     learn.checkpoints = [state['file']] if 'file' in state else []
@@ -635,6 +637,36 @@ class FindCategories(Callback):
 
     def before_batch(self):
         if self.training and self.dls.train.position - 1 == self.at: self.model.categories.prototypes.copy_(from_first(self.find))
+
+# %% ../nbs/05_training.ipynb #b4f04c82
+class FindKinds(Callback):
+    "From the step `at` on, find the kinds of pairs instead of being told"
+    order = -1
+    def __init__(self,
+                 at: int, # step, from 0
+                 n_kinds: int, # how many kinds there are
+                 n_pairs: int = 10_000, # to look at
+                 seed: int = 0 # of the mixture's starts
+                ):
+        self.at, self.n_kinds, self.n_pairs, self.seed, self.mixture = at, n_kinds, n_pairs, seed, None
+
+    def state_dict(self): return self.mixture and {'teacher': self.teacher.state_dict(), 'mixture': self.mixture.state_dict()}
+
+    def load_state_dict(self, state):
+        if not state: return
+        self.teacher = copy.deepcopy(self.learn.model).eval().requires_grad_(False)
+        self.mixture = KindMixture(*state['mixture']['scales'].shape[:2]).to(self.dls.device)
+        for name, saved in state.items(): getattr(self, name).load_state_dict(saved)
+
+    def find(self):
+        z0, z1 = embed_pairs(self.learn.model, self.dls.train.stream, self.n_pairs)
+        return KindMixture(self.n_kinds, z0.shape[1]).fit(z0, z1, seed=self.seed).state_dict()
+
+    @torch.no_grad()
+    def before_batch(self):
+        if self.training and self.dls.train.position - 1 == self.at:
+            self.load_state_dict({'teacher': self.learn.model.state_dict(), 'mixture': from_first(self.find)})
+        if self.mixture: self.learn.yb = (self.yb[0], self.mixture(*self.teacher(self.xb[0]).chunk(2)))
 
 # %% ../nbs/05_training.ipynb #e8f60ac9
 def step_overhead(
