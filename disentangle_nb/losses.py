@@ -67,7 +67,9 @@ class RoutedMax(SliceLoss):
         if not self.ready: return info_nce(z0, z1, self.tau, self.reduction)
         slices = [[unit(s) for s in split_slices(z, self.n_slices)] for z in (z0, z1)]
         if len(slices[0]) != len(self.routes): raise ValueError(f"each slice needs a route: {len(slices[0])} slices, {len(self.routes)} routes {self.routes}")
-        return sum(self.of_kind(g, *slices, kind == g) for g in sorted(set().union(*self.routes)))
+        return sum((self.of_kind(g, *slices, kind == g) for g in self.present(kind)), start=0 * z0.sum())
+
+    def present(self, kind): return sorted(set().union(*self.routes))
 
     def of_kind(self, g, slices0, slices1, on):
         held = [k for k,r in enumerate(self.routes) if g in r]
@@ -87,6 +89,8 @@ class InferredMax(RoutedMax):
         each = [len(r) for r in self.routes] + [sum(g in r for r in self.routes) for g in kinds]
         if len(kinds) != len(self.routes) or set(each) not in ({1}, {len(kinds) - 1}):
             raise ValueError(f"kinds that are found have no names, so each must fix one factor, or all but one of as many factors as there are kinds; got the routes {self.routes}")
+
+    def present(self, kind): return [g for g in super().present(kind) if (kind == g).sum() > 1]
 
 # %% ../nbs/04_losses.ipynb #c609fa76
 def info_nce_within(

@@ -22,7 +22,7 @@ from .model import SlicedModel
 from .overlay import Augment, PairStream, load_source, only_writer, parse_kinds, stream_dls
 from .released import released_stream
 from .results import Run, _save, embed_parts, judge, plot_run, shared_factors, validation_probe, write_json, write_report, write_run
-from .training import FindCategories, FindKinds, GradCache, Interrupted, check_options, disentangle_learner, distribute, first_then_others, from_first, last_state, process_group, restore, this_rank, train
+from .training import FindCategories, FindKinds, GradCache, Interrupted, check_options, disentangle_learner, distribute, first_then_others, from_first, keep_freed_memory, last_state, process_group, restore, this_rank, train
 
 # %% ../nbs/09_run.ipynb #765de024
 def chip() -> str: # e.g. `Intel(R) Xeon(R) ...`
@@ -218,6 +218,7 @@ def run_options(
     for name, value, known in (('regulariser', options['reg'], REGULARIZERS), ('contrastive loss', options['base'], BASES)):
         if value not in known: raise ValueError(f'unknown {name} {value!r}: choose one of {", ".join(known)}')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
+    keep_freed_memory()
     config = {k: v for k, v in options.items() if k not in ('threads', 'precision')}
     config |= {'kinds': parse_kinds(options['kinds']), 'slices': parse_slices(options['slices']), 'bf16': use_bf16(options['precision'])}
     with ranks(): return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)

@@ -8,10 +8,10 @@ __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'Sto
            'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train',
            'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first',
            'first_then_others', 'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'embed_pairs',
-           'cluster_pairs', 'FindCategories', 'FindKinds', 'step_overhead']
+           'cluster_pairs', 'FindCategories', 'FindKinds', 'keep_freed_memory', 'step_overhead']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
-import copy, csv, gc, io, os, random, signal, threading, time, warnings
+import copy, csv, ctypes, gc, io, os, random, signal, sys, threading, time, warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -668,6 +668,13 @@ class FindKinds(Callback):
             self.load_state_dict({'teacher': self.learn.model.state_dict(), 'mixture': from_first(self.find)})
         if self.mixture: self.learn.yb = (self.yb[0], self.mixture(*self.teacher(self.xb[0]).chunk(2)))
 
+# %% ../nbs/05_training.ipynb #79d98790
+def keep_freed_memory() -> bool: # whether the C library can
+    "Keep the memory of freed tensors for the next ones, on glibc"
+    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    trim, mmap = -1, -3 # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    return hasattr(libc, 'mallopt') and all(libc.mallopt(option, 2**31 - 1) for option in (trim, mmap))
+
 # %% ../nbs/05_training.ipynb #e8f60ac9
 def step_overhead(
     bs: int = 256, # pairs in a batch
@@ -679,6 +686,7 @@ def step_overhead(
     from disentangle_nb.losses import DisentangleLoss
     from disentangle_nb.model import SlicedModel
     from disentangle_nb.overlay import load_source, pair_dls
+    keep_freed_memory()
     dls = pair_dls(load_source(), load_source(split='valid'), bs=bs, n_batches=steps, n_valid=0)
     learn = disentangle_learner(dls, SlicedModel(arch, bf16=True), DisentangleLoss())
     encoder, (x, *_) = learn.model.to(dls.device), dls.train.one_batch()
