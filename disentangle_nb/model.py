@@ -135,7 +135,7 @@ class KindMixture(nn.Module):
                 z0: Tensor, # `(N, D)` embeddings of the first views
                 z1: Tensor # `(N, D)`, of the second
                ) -> Tensor: # `(N,)`, the number of the likeliest kind
-        return self.log_joint(difference(z0, z1), self.log_weights, self.scales)[0].argmax(1)
+        return self.log_joint(difference(z0, z1).to(self.scales), self.log_weights, self.scales)[0].argmax(1)
 
     def em(self, d, steps, generator):
         "Log-likelihood of one fit from random shares, up to a constant, and its parameters"

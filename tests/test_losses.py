@@ -7,8 +7,8 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings, strategies as st
 
 from disentangle_nb import losses as L
-from disentangle_nb.losses import (BASES, DisentangleLoss, HessReg, HSICReg, InfoMax, InfoMinReg, OrthoReg, REGULARIZERS, SubInfoMax, info_nce_within,
-                                   info_nce, info_nce_floor, info_nce_grad, make_reg, nt_xent, unit)
+from disentangle_nb.losses import (BASES, DisentangleLoss, HessReg, HSICReg, InfoMax, InfoMinReg, OrthoReg, REGULARIZERS, RoutedMax, SubInfoMax, info_nce_within,
+                                   info_nce, info_nce_floor, info_nce_grad, make_reg, nt_xent, routes_of, unit)
 
 settings.register_profile('losses', max_examples=25, deadline=None, derandomize=True)
 settings.load_profile('losses')
@@ -474,8 +474,8 @@ def test_wrong_names_and_weights():
        lam=st.floats(0, 10), step=st.integers(0, 12), warmup=st.integers(0, 10), start=st.integers(0, 12))
 def test_disentangle_loss_is_the_weighted_sum(batch, chosen, base, lam, step, warmup, start):
     z0, z1, k = batch
-    kinds = [torch.arange(len(z0)) * 0] * (base == 'routed')
-    routes = {'routes': [[0]] * k} if base == 'routed' else {}
+    routes = {'routed': {'routes': [[0]] * k}, 'inferred': {'routes': [[i] for i in range(k)]}}.get(base, {})
+    kinds = [torch.arange(len(z0)) * 0] * bool(routes)
     loss = DisentangleLoss([make_reg(name, n_slices=k) for name in chosen], lam=lam, base=base, n_slices=k, warmup=warmup, start=start, **routes)
     loss.step = step
     since = step - start
@@ -490,6 +490,23 @@ def test_disentangle_loss_is_the_weighted_sum(batch, chosen, base, lam, step, wa
     assert math.isclose(loss.parts['lam'], weight)
     regularised = sum(weight * v for n, v in loss.parts.items() if n not in ('lam', 'loss', BASES[base].name))
     assert math.isclose(loss.parts['loss'], loss.parts[BASES[base].name] + regularised, rel_tol=1e-9, abs_tol=1e-9)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 99), widths=st.lists(st.integers(1, 5), min_size=3, max_size=3), tau=st.floats(0.05, 1), kinds=st.sampled_from((['DC-BC', 'DC-DL', 'BC-DL'], ['DC', 'BC', 'DL'], ['DC-BC-DL', 'BC-DL', 'DL'])))
+def test_routed_pairs_are_contrasted_by_the_slices_of_their_kind_together(seed, widths, tau, kinds):
+    g = torch.Generator().manual_seed(seed)
+    (z0, z1), kind = torch.randn(2, 9, sum(widths), generator=g), torch.arange(9)[torch.randperm(9, generator=g)] % 3
+    routes, expected = routes_of(kinds), 0
+    for n in range(3):
+        s = torch.zeros(6, 6, dtype=torch.double)
+        for (factor, route), a, b in zip(routes.items(), z0.split(widths, 1), z1.split(widths, 1)):
+            assert (n in route) == (factor in kinds[n].split('-'))
+            w = unit(torch.cat([a[kind == n], b[kind == n]]).double())
+            if n in route: s += w @ w.T / tau
+        expected += torch.nn.functional.cross_entropy(s.fill_diagonal_(-math.inf), torch.arange(6).roll(3))
+    loss = RoutedMax(routes=routes.values(), n_slices=widths, tau=tau)
+    torch.testing.assert_close(loss(z0, z1, kind).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=30)

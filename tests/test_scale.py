@@ -7,10 +7,10 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from disentangle_nb.losses import CategoryMax, DisentangleLoss, HSICReg, InfoMax, REGULARIZERS, SubInfoMax, make_reg
+from disentangle_nb.losses import CategoryMax, DisentangleLoss, HSICReg, InfoMax, REGULARIZERS, SubInfoMax, make_reg, routes_of
 from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import Augment, PairStream, RankStream, load_source, stream_dls
-from disentangle_nb.training import FindCategories, GradCache, PairLoss, RankLoss, disentangle_learner, distribute, last_state, process_group, train
+from disentangle_nb.training import FindCategories, FindKinds, GradCache, PairLoss, RankLoss, disentangle_learner, distribute, last_state, process_group, train
 
 PAIRS = 12
 LOSSES = dict(infomax=InfoMax, subinfomax=SubInfoMax, **{n: (lambda n=n, **kw: make_reg(n, **kw)) for n in REGULARIZERS if n != 'none'},
@@ -41,7 +41,7 @@ def tiny_model(seed=0):
 
 class SingleLoss(DisentangleLoss):
     "Its value in float32, as fastai's recorder wants it; its gradient in float64"
-    def forward(self, z0, z1): return super().forward(z0, z1).float()
+    def forward(self, z0, z1, *kind): return super().forward(z0, z1, *kind).float()
 
 
 def learner(folder=None, cbs=(), model=None):
@@ -135,6 +135,23 @@ def test_ranks_have_the_same_categories(tmp_path):
     a, b = in_ranks(category_training, 2, tmp_path)
     assert a['categories.prototypes'].any(1).all()
     assert all(torch.equal(w, b[name]) for name, w in a.items() if 'running' not in name and 'tracked' not in name)
+
+
+def kinds_training(rank, world, folder):
+    torch.manual_seed(rank)
+    kinds = ['DC-BC', 'DC-DL', 'DL-BC']
+    stream, model = PairStream(load_source(), kinds, 2 * PAIRS), tiny_model(rank)
+    loss = SingleLoss(HSICReg(n_slices=3, debiased=True), base='inferred', n_slices=3, start=4, routes=routes_of(kinds).values())
+    learn = disentangle_learner(stream_dls(stream, stream, n_batches=3, n_valid=1, device='cpu'), model, loss, cbs=[FindKinds(4, 3, n_pairs=400)])
+    train(distribute(learn, sync_bn=True), 8, progress=False, restart=4)
+    return learn.find_kinds.state_dict()
+
+
+def test_ranks_find_the_same_kinds(tmp_path):
+    a, b = in_ranks(kinds_training, 2, tmp_path)
+    assert all(torch.equal(w, b['mixture'][name]) for name, w in a['mixture'].items())
+    assert all(torch.equal(w, b['teacher'][name]) for name, w in a['teacher'].items())
+    assert not torch.equal(a['mixture']['scales'][0], a['mixture']['scales'][1])
 
 
 def cached_training(rank, world, folder):
