@@ -127,7 +127,9 @@ def test_help_explains_each_option():
 
 @pytest.mark.parametrize('args, message', [
     (['--reg', 'hes'], 'unknown regulariser'), (['--kinds', 'XX'], 'unknown kind'), (['--data', 'nowhere'], 'unknown source'),
-    (['--slices', '5'], 'does not split'), (['--bs', '1'], 'too small'), (['--arch', 'resnet19'], 'unknown encoder'), (['--tau', '0'], 'must be positive')])
+    (['--slices', '5'], 'does not split'), (['--bs', '1'], 'too small'), (['--arch', 'resnet19'], 'unknown encoder'), (['--tau', '0'], 'must be positive'),
+    (['--base', 'routed'], 'do not tell DC, BC apart'), (['--base', 'inferred', '--kinds', 'DC,BC'], 'needs --start'),
+    (['--base', 'inferred', '--kinds', 'DC-BC,BC', '--start', '4'], 'have no names')])
 def test_wrong_options_end_with_one_line(tmp_path, args, message):
     done = run('disentangle_run', *tiny, *args, '--out', str(tmp_path/'run'))
     [line] = [l for l in done.stderr.splitlines() if l.startswith('error: ')]
