@@ -65,16 +65,16 @@ class RoutedMax(SliceLoss):
     def forward(self, z0, z1, kind):
         if self.check_finite: check_values(z0, z1)
         if not self.ready: return info_nce(z0, z1, self.tau, self.reduction)
-        slices = [[unit(s) for s in split_slices(z, self.n_slices)] for z in (z0, z1)]
-        if len(slices[0]) != len(self.routes): raise ValueError(f"each slice needs a route: {len(slices[0])} slices, {len(self.routes)} routes {self.routes}")
-        return sum((self.of_kind(g, *slices, kind == g) for g in self.present(kind)), start=0 * z0.sum())
+        slices = [torch.cat([unit(a), unit(b)], 1) for a,b in zip(split_slices(z0, self.n_slices), split_slices(z1, self.n_slices))]
+        if len(slices) != len(self.routes): raise ValueError(f"each slice needs a route: {len(slices)} slices, {len(self.routes)} routes {self.routes}")
+        return sum((self.of_kind(g, slices, kind == g) for g in self.present(kind)), start=0 * z0.sum())
 
     def present(self, kind): return sorted(set().union(*self.routes))
 
-    def of_kind(self, g, slices0, slices1, on):
-        held = [k for k,r in enumerate(self.routes) if g in r]
-        joint = (torch.cat([s[k][on] for k in held], 1) for s in (slices0, slices1))
-        return info_nce(*joint, self.tau / len(held), self.reduction)
+    def of_kind(self, g, slices, on):
+        held = [s[on].chunk(2, 1) for s,r in zip(slices, self.routes) if g in r]
+        first,second = (torch.cat(views, 1) for views in zip(*held))
+        return info_nce(first, second, self.tau / len(held), self.reduction)
 
 # %% ../nbs/04_losses.ipynb #801ac449
 class InferredMax(RoutedMax):
@@ -194,7 +194,7 @@ class DisentangleLoss(nn.Module):
 
     def forward(self, z0, z1, *kind):
         if self.check_finite: check_values(z0, z1)
-        if hasattr(self.base, 'ready'): self.base.ready = self.step >= self.start
+        if hasattr(self.base, 'ready'): setattr(self.base, 'ready', self.step >= self.start)
         base,regs = self.base(z0, z1, *kind), [m(z0, z1) for m in self.regs]
         weights = self.weights()
         lams = list(weights.values()) * (len(regs) if 'lam' in weights else 1)
