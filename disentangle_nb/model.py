@@ -138,16 +138,17 @@ class KindMixture(nn.Module):
         return self.log_joint(difference(z0, z1).to(self.scales), self.log_weights, self.scales)[0].argmax(1)
 
     def em(self, d, steps, generator):
-        "Log-likelihood of one fit from random shares, up to a constant, and its parameters"
+        "Log-likelihood of one fit from random shares, the kinds being equally frequent, up to a constant; and its parameters"
         share, heavy = torch.rand(len(d), len(self.scales), generator=generator, dtype=d.dtype) ** 3, 1.
         share /= share.sum(1, keepdim=True)
-        ridge = 1e-4 * d.square().mean() * torch.eye(d.shape[1], dtype=d.dtype)
+        ridge, log_weights = 1e-4 * d.square().mean() * torch.eye(d.shape[1], dtype=d.dtype), torch.zeros_like(share[0])
         for _ in range(steps):
             covariance = (d.T * (share * heavy).T[:, None]) @ d / share.sum(0)[:, None, None]
-            params = share.mean(0).log(), torch.linalg.cholesky(covariance + ridge)
-            joint, far = self.log_joint(d, *params)
+            scales = torch.linalg.cholesky(covariance + ridge)
+            joint, far = self.log_joint(d, log_weights, scales)
             share, heavy = joint.softmax(1), (self.dof + d.shape[1]) / (self.dof + far)
-        return joint.logsumexp(1).mean().item(), params
+            log_weights = (log_weights - share.mean(0).log()).log_softmax(0)
+        return (joint.logsumexp(1).mean() - log_weights.mean()).item(), (log_weights, scales)
 
     @torch.no_grad()
     def fit(self,

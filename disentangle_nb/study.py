@@ -48,7 +48,7 @@ def run_name(
 ) -> str: # name of the run's folder
     "Method, and all options in which it departs from the recipe"
     own = {k: v for k, v in options.items() if study['recipe'].get(k) != v and k not in ('base', 'reg', 'seed')}
-    return '_'.join([method(options), *(f'{k}={v}' for k, v in own.items()), f's{options.get("seed", 0)}'])
+    return '_'.join([method(options), *(f'{k}={v}'.replace('/', '-') for k, v in own.items()), f's{options.get("seed", 0)}'])
 
 # %% ../nbs/19_study.ipynb #42ca5c8b
 def between_slices(
