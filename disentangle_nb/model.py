@@ -163,6 +163,7 @@ class KindMixture(nn.Module):
         n, least = len(d), 10 * len(self.scales) * d.shape[1]
         if n < least: raise ValueError(f'{len(self.scales)} kinds in {d.shape[1]} dimensions need {least} pairs or more, got {n}')
         if not d.isfinite().all(): raise ValueError('the embeddings hold NaN or infinite values')
+        if not d.any(): raise ValueError('the two views of every pair are embedded alike: there is no difference to find kinds in')
         generator = torch.Generator().manual_seed(seed)
         _, params = max((self.em(d, steps, generator) for _ in range(restarts)), key=lambda fit: fit[0])
         for buffer, value in zip((self.log_weights, self.scales), params): buffer.copy_(value)
