@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_slices', 'conv_bn', 'BasicBlock', 'small_resnet', 'make_encoder', 'n_features', 'Categories', 'difference',
-           'KindMixture', 'projection', 'Parallel', 'SlicedModel', 'embed']
+           'log_densities', 'fit_once', 'KindMixture', 'projection', 'Parallel', 'SlicedModel', 'embed']
 
 # %% ../nbs/01_model.ipynb #3d21a70b
 from collections.abc import Sequence
@@ -111,6 +111,37 @@ def difference(
     "Difference of unit embeddings"
     return F.normalize(z0, dim=1) - F.normalize(z1, dim=1)
 
+def log_densities(
+    d: Tensor, # `(N, D)` differences
+    log_weights: Tensor, # `(G,)`
+    scales: Tensor, # `(G, D, D)`, lower Cholesky factors
+    dof: float # degrees of freedom
+) -> tuple: # `(N, G)` log densities, up to a constant, and `(N, G)` squared Mahalanobis distances
+    "Weighted Student t densities of each kind"
+    far = torch.linalg.solve_triangular(scales, d.T.expand(len(scales), -1, -1), upper=False).square().sum(1).T
+    volume = scales.diagonal(dim1=1, dim2=2).log().sum(1)
+    return log_weights - volume - (dof + d.shape[1]) / 2 * torch.log1p(far / dof), far
+
+def fit_once(
+    d: Tensor, # `(N, D)` differences
+    n_kinds: int, # number G of kinds, equally frequent
+    dof: float, # degrees of freedom
+    steps: int, # of EM
+    generator: torch.Generator # of the shares to begin with
+) -> tuple: # log-likelihood, up to a constant, and `(log_weights, scales)`
+    "One fit by EM from random shares"
+    share, heavy = torch.rand(len(d), n_kinds, generator=generator, dtype=d.dtype) ** 3, 1.
+    share /= share.sum(1, keepdim=True)
+    ridge, log_weights = 1e-4 * d.square().mean() * torch.eye(d.shape[1], dtype=d.dtype), torch.zeros_like(share[0])
+    for _ in range(steps):
+        covariance = (d.T * (share * heavy).T[:, None]) @ d / share.sum(0)[:, None, None]
+        scales = torch.linalg.cholesky(covariance + ridge)
+        joint, far = log_densities(d, log_weights, scales, dof)
+        share, heavy = joint.softmax(1), (dof + d.shape[1]) / (dof + far)
+        log_weights = (log_weights - share.mean(0).log()).log_softmax(0)
+    return (joint.logsumexp(1).mean() - log_weights.mean()).item(), (log_weights, scales)
+
+# %% ../nbs/01_model.ipynb #cfeefbc9
 class KindMixture(nn.Module):
     "Kinds of pairs by the differences of their views: a mixture of zero-mean Student t distributions"
     log_weights: Tensor
@@ -125,30 +156,11 @@ class KindMixture(nn.Module):
         self.register_buffer('log_weights', torch.zeros(n_kinds).log_softmax(0))
         self.register_buffer('scales', torch.eye(dim).repeat(n_kinds, 1, 1)) # lower Cholesky factors
 
-    def log_joint(self, d, log_weights, scales):
-        "Log density of each kind, up to a constant, and squared Mahalanobis distances, `(N, G)` each"
-        far = torch.linalg.solve_triangular(scales, d.T.expand(len(scales), -1, -1), upper=False).square().sum(1).T
-        volume = scales.diagonal(dim1=1, dim2=2).log().sum(1)
-        return log_weights - volume - (self.dof + d.shape[1]) / 2 * torch.log1p(far / self.dof), far
-
     def forward(self,
                 z0: Tensor, # `(N, D)` embeddings of the first views
                 z1: Tensor # `(N, D)`, of the second
                ) -> Tensor: # `(N,)`, the number of the likeliest kind
-        return self.log_joint(difference(z0, z1).to(self.scales), self.log_weights, self.scales)[0].argmax(1)
-
-    def em(self, d, steps, generator):
-        "Log-likelihood of one fit from random shares, the kinds being equally frequent, up to a constant; and its parameters"
-        share, heavy = torch.rand(len(d), len(self.scales), generator=generator, dtype=d.dtype) ** 3, 1.
-        share /= share.sum(1, keepdim=True)
-        ridge, log_weights = 1e-4 * d.square().mean() * torch.eye(d.shape[1], dtype=d.dtype), torch.zeros_like(share[0])
-        for _ in range(steps):
-            covariance = (d.T * (share * heavy).T[:, None]) @ d / share.sum(0)[:, None, None]
-            scales = torch.linalg.cholesky(covariance + ridge)
-            joint, far = self.log_joint(d, log_weights, scales)
-            share, heavy = joint.softmax(1), (self.dof + d.shape[1]) / (self.dof + far)
-            log_weights = (log_weights - share.mean(0).log()).log_softmax(0)
-        return (joint.logsumexp(1).mean() - log_weights.mean()).item(), (log_weights, scales)
+        return log_densities(difference(z0, z1).to(self.scales), self.log_weights, self.scales, self.dof)[0].argmax(1)
 
     @torch.no_grad()
     def fit(self,
@@ -165,7 +177,7 @@ class KindMixture(nn.Module):
         if not d.isfinite().all(): raise ValueError('the embeddings hold NaN or infinite values')
         if not d.any(): raise ValueError('the two views of every pair are embedded alike: there is no difference to find kinds in')
         generator = torch.Generator().manual_seed(seed)
-        _, params = max((self.em(d, steps, generator) for _ in range(restarts)), key=lambda fit: fit[0])
+        _, params = max((fit_once(d, len(self.scales), self.dof, steps, generator) for _ in range(restarts)), key=lambda fit: fit[0])
         for buffer, value in zip((self.log_weights, self.scales), params): buffer.copy_(value)
         return self
 
