@@ -29,7 +29,7 @@ REGULARIZERS:dict = dict(
     infomin=InfoMinReg, infomin_cross=partial(InfoMinReg, denominator='cross'),
     ortho=OrthoReg, ortho_fixed=partial(OrthoReg, permute='fixed'), ortho_redrawn=partial(OrthoReg, permute='redrawn'),
     hess=HessReg, hess_sample=partial(HessReg, form='sample'),
-    hsic=HSICReg, hsic_debiased=partial(HSICReg, debiased=True))
+    hsic=HSICReg, hsic_debiased=partial(HSICReg, debiased=True), hsic_white=partial(HSICReg, debiased=True, whiten=True, width=0.5))
 
 def make_reg(
     name:str, # A key of `REGULARIZERS`; 'none' gives None
