@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student_t
 
 from .probing import as_slices, check_embeddings
+from .regularizers import whitened
 
 # %% ../nbs/10_dependence.ipynb #e32d2b58
 def _float64(x, name="embeddings"):
@@ -33,7 +34,7 @@ def _sqdist(x, rows):
     return d2
 
 # %% ../nbs/10_dependence.ipynb #4e76b7b5
-KERNELS = "linear", "rbf", "distance"
+KERNELS = "linear", "rbf", "distance", "white"
 
 def _tile(x, rows, kernel, sigma):
     "The kernel of `x[rows]` with all rows"
@@ -88,15 +89,16 @@ def _pair(x, y, kernel, bandwidth, unbiased):
     if len(x) != len(y): raise ValueError(f"x has {len(x)} rows and y {len(y)}: they must describe the same samples")
     if unbiased and len(x) < 4: raise ValueError(f"an unbiased estimate needs at least 4 rows, got {len(x)}")
     if kernel not in KERNELS: raise ValueError(f"kernel={kernel!r}: choose one of {KERNELS}")
-    if kernel != "rbf": return x, y, 1., 1.
-    if bandwidth is None: return x, y, _median(x), _median(y)
+    if kernel == "white": x, y = whitened(x), whitened(y)
+    if kernel not in ("rbf", "white"): return x, y, 1., 1.
+    if bandwidth is None: return x, y, *(_median(t) / (2 if kernel == "white" else 1) for t in (x, y))
     return x, y, *np.broadcast_to(np.asarray(bandwidth, float), 2).tolist()
 
 # %% ../nbs/10_dependence.ipynb #b389400a
 def hsic(
     x, # `(n, D)`
     y, # `(n, E)`, the same rows
-    kernel: str = "rbf", # `rbf`, `linear` or `distance`
+    kernel: str = "rbf", # `rbf`, `linear`, `distance` or `white`
     unbiased: bool = False, # Song et al. 2012 instead of Gretton et al. 2008
     bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances
 ) -> float: # in units of the kernels' product; RBF: at most 1
@@ -115,7 +117,7 @@ def _ratio(sums, unbiased):
 def cka(
     x, # `(n, D)`
     y, # `(n, E)`, the same rows
-    kernel: str = "linear", # `linear` or `rbf` (`distance` gives a squared distance correlation)
+    kernel: str = "linear", # `linear`, `rbf` or `white` (`distance` gives a squared distance correlation)
     debiased: bool = True, # unbiased estimates: zero on average for independent inputs, may be negative
     bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances
 ) -> float: # at most 1; 0 where `x` or `y` is constant
@@ -146,7 +148,7 @@ def _centred(K):
 def independence_test(
     x, # `(n, D)`
     y, # `(n, E)`, the same rows
-    kernel: str = "rbf", # `rbf`, `linear` or `distance`
+    kernel: str = "rbf", # `rbf`, `linear`, `distance` or `white`
     n_perm: int = 199, # shuffles; the smallest p-value is `1 / (1 + n_perm)`
     max_rows: int = 1000, # rows that the test is made on
     bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances
@@ -195,7 +197,7 @@ def _all_stats(x, y):
         a, b, sx, sy = _pair(x, y, kernel, None, True)
         sums = _sums(a, b, kernel, sx, sy)
         if kernel == "rbf": out |= dict(hsic=_hsics(sums, False)[0], hsic_unbiased=_hsics(sums, True)[0])
-        out[{"linear": "cka_linear", "rbf": "cka_rbf", "distance": "dcor"}[kernel]] = _ratio(sums, True)
+        out["dcor" if kernel == "distance" else f"cka_{kernel}"] = _ratio(sums, True)
     return out
 
 # %% ../nbs/10_dependence.ipynb #d3339f1d
@@ -219,7 +221,7 @@ def slice_dependence(
         value = _all_stats(x[:, a], x[:, b])
         reps = [_all_stats(x[h][:, a], x[h][:, b]) for h in halves]
         p = {k: independence_test(x[:, a], x[:, b], k, n_perm, max_rows, seed=seed) for k in KERNELS if n_perm}
-        kernel = lambda s: {"cka_linear": "linear", "dcor": "distance"}.get(s, "rbf")
+        kernel = lambda s: {"cka_linear": "linear", "cka_white": "white", "dcor": "distance"}.get(s, "rbf")
         bounds = {s: half_sample_interval(v, [r[s] for r in reps], scale=scale) for s, v in value.items()}
         out[f"r_{i}~r_{j}"] = {s: dict(value=v, low=bounds[s][0], high=bounds[s][1], p=p.get(kernel(s))) for s, v in value.items()}
     return out

@@ -230,7 +230,7 @@ def whitened(
     x = x - x.mean(0)
     x = x / zero_to_inf(x.detach().square().mean()).sqrt()
     covariance = x.T @ x / len(x) + RIDGE * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), x.T, upper=False).T
+    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(covariance).L, x.T, upper=False).T
 
 # %% ../nbs/03_regularizers.ipynb #3f5b8c74
 def hsic(

@@ -2,7 +2,7 @@
 import math
 
 import numpy as np
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import cdist, pdist, squareform
 from scipy.special import digamma
 from sklearn.metrics import balanced_accuracy_score, mutual_info_score
 
@@ -138,6 +138,10 @@ def sap(x, y, xt, yt, n_bins=20):
 
 def kernel_matrix(x, kernel):
     if kernel == "linear": return (x - x.mean(0)) @ (x - x.mean(0)).T
+    if kernel == "white":
+        C = np.cov(x.T, bias=True).reshape(x.shape[1], -1)
+        d = cdist(x, x, "mahalanobis", VI=np.linalg.inv(C + 1e-4 * np.trace(C) / len(C) * np.eye(len(C))))
+        return np.exp(-d**2 / (2 * (np.median(squareform(d, checks=False)) / 2)**2))
     d = cdist(x, x)
     return d if kernel == "distance" else np.exp(-d**2 / (2 * np.median(pdist(x))**2))
 

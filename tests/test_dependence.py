@@ -10,13 +10,13 @@ from scipy.spatial.distance import cdist, pdist
 
 import references as ref
 
-from disentangle_nb.dependence import (cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
+from disentangle_nb.dependence import (KERNELS, cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
                                        median_bandwidth, seed_agreement, slice_dependence)
 
 SEEDS = range(20)
 
 
-@pytest.mark.parametrize("kernel", ["linear", "rbf", "distance"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_hsic_and_cka_are_the_whole_matrix_formulas(kernel, unbiased):
     for seed in SEEDS:
@@ -100,7 +100,7 @@ def test_invariances_and_bounds(n, D, E, scale, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(n, D)), rng.normal(size=(n, E))
     Q, p = np.linalg.qr(rng.normal(size=(D, D)))[0], rng.permutation(n)
-    for kernel in ("linear", "rbf", "distance"):
+    for kernel in KERNELS:
         a = cka(x, y, kernel, debiased=False)
         assert -1e-9 <= a <= 1 + 1e-9
         assert cka(y, x, kernel, debiased=False) == pytest.approx(a, abs=1e-6)

@@ -16,14 +16,14 @@ settings.load_profile('losses')
 regs = [name for name in REGULARIZERS if name != 'none']
 names = ['infomax', 'subinfomax', *regs]
 sees_whole = {'infomax', 'hess', 'hess_sample'}                # normalise the whole z; the others normalise each slice
-unequal_ok = {'infomax', 'subinfomax', 'hess', 'hess_sample', 'hsic', 'hsic_debiased'}
+unequal_ok = {'infomax', 'subinfomax', 'hess', 'hess_sample', 'hsic', 'hsic_debiased', 'hsic_white'}
 every = pytest.mark.parametrize('name', names)
 
 
 def make(name, **kw): return {'infomax': InfoMax, 'subinfomax': SubInfoMax}[name](**kw) if name in ('infomax', 'subinfomax') else make_reg(name, **kw)
 
 
-def smallest(name): return 4 if name == 'hsic_debiased' else 2
+def smallest(name): return 4 if name in ('hsic_debiased', 'hsic_white') else 2
 
 
 def pair(n=6, d=12, seed=0, dtype=torch.float64): return torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -102,11 +102,12 @@ def slow_hess(z, tau, k, sample=False):
     return total.sqrt()
 
 
-def slow_kernel(x):
+def slow_kernel(x, inverse=None, width=1):
     n = len(x)
-    d2 = [[(x[i] - x[j]).square().sum() for j in range(n)] for i in range(n)]
+    inverse = torch.eye(x.shape[1], dtype=x.dtype) if inverse is None else inverse
+    d2 = [[(x[i] - x[j]) @ inverse @ (x[i] - x[j]) for j in range(n)] for i in range(n)]
     median = torch.stack([d2[i][j] for i in range(n) for j in range(i)]).median()
-    return torch.stack([torch.stack([torch.exp(-d / (2 * median)) for d in row]) for row in d2])
+    return torch.stack([torch.stack([torch.exp(-d / (2 * width**2 * median)) for d in row]) for row in d2])
 
 
 def biased(a, b):
@@ -131,6 +132,21 @@ def slow_hsic(z, tau, k, estimator=biased):
     return total
 
 
+def inverse_covariance(s):
+    "Of the rows, with a ridge of 1e-4 of the mean variance"
+    c = torch.cov(s.T, correction=0).view(s.shape[1], -1)
+    return torch.linalg.inv(c + 1e-4 * c.trace() / len(c) * torch.eye(len(c), dtype=c.dtype))
+
+
+def slow_hsic_white(z, tau, k):
+    total = torch.zeros((), dtype=z.dtype)
+    inverses = [inverse_covariance(torch.stack(s)) for s in slices(z, k)]
+    for view in z.chunk(2):
+        kernels = [slow_kernel(torch.stack(s), inverse, .5) for s, inverse in zip(slices(view, k), inverses)]
+        for a, b in combinations(kernels, 2): total = total + song(a, b) / (song(a, a) * song(b, b)).sqrt() / 2
+    return total
+
+
 def drawn(z, k, fixed=False):
     generator = torch.Generator().manual_seed(0)
     if not fixed: torch.manual_seed(0)
@@ -143,7 +159,7 @@ references = dict(
     ortho=slow_ortho, ortho_fixed=lambda z, tau, k: slow_ortho(z, tau, k, drawn(z, k, fixed=True)),
     ortho_redrawn=lambda z, tau, k: slow_ortho(z, tau, k, drawn(z, k)),
     hess=slow_hess, hess_sample=lambda z, tau, k: slow_hess(z, tau, k, sample=True),
-    hsic=slow_hsic, hsic_debiased=lambda z, tau, k: slow_hsic(z, tau, k, song))
+    hsic=slow_hsic, hsic_debiased=lambda z, tau, k: slow_hsic(z, tau, k, song), hsic_white=slow_hsic_white)
 
 
 def test_every_loss_has_a_reference(): assert set(references) == set(names)
@@ -202,24 +218,39 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(lambda a, b: call(loss, a, b), (z0.requires_grad_(), z1.requires_grad_()))
 
 
-@pytest.mark.parametrize('debiased', [False, True])
-def test_hsic_bandwidth_is_constant(debiased):
-    "With each kernel's median held where it is, numerical and automatic gradient agree"
+def test_hsic_white_does_not_change_with_the_coordinates_of_a_slice():
+    "An invertible matrix for each slice: nothing but the ridge notices"
+    a, b = torch.randn(2, 2, 40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = torch.eye(4, dtype=torch.float64) + .3 * torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    white, plain = (HSICReg(debiased=True, normalize=False, whiten=w) for w in (True, False))
+    z, turned = torch.cat([a, b], -1), torch.cat([a @ matrix, b], -1)
+    torch.testing.assert_close(white(*turned), white(*z), rtol=0, atol=1e-3)
+    assert not torch.allclose(plain(*turned), plain(*z), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize('name', ['hsic', 'hsic_debiased', 'hsic_white'])
+def test_hsic_units_are_constant(name):
+    "With each kernel's median, and the ridge of each covariance, held where it is, numerical and automatic gradient agree"
     z0, z1 = pair(6, 8)
-    medians = [torch.pdist(unit(s)).square().median() for z in (z0, z1) for s in z.chunk(2, 1)]
+    white, f = name == 'hsic_white', biased if name == 'hsic' else song
+
+    def distances(a, b, ridges):
+        for s, ridge in zip(torch.stack([a, b]).chunk(2, -1), ridges):
+            s = unit(s)
+            eye = torch.eye(s.shape[-1], dtype=s.dtype)
+            inverse = torch.linalg.inv(torch.cov(s.flatten(0, 1).T, correction=0) + ridge * eye) if white else eye
+            d = s.unsqueeze(1) - s.unsqueeze(2)
+            yield torch.einsum('vijc,cd,vijd->vij', d, inverse, d)
+
+    ridges = [1e-4 * unit(s).var(0, correction=0).mean() for s in torch.cat([z0, z1]).chunk(2, 1)]
+    below = torch.tril_indices(6, 6, -1).unbind()
+    widths = [[m[below].median() * (.25 if white else 1) for m in d2] for d2 in distances(z0, z1, ridges)]
 
     def held(a, b):
-        total, given_medians = 0, iter(medians)
-        for view in (a, b):
-            kernels = []
-            for s in view.chunk(2, 1):
-                d2 = (unit(s).unsqueeze(0) - unit(s).unsqueeze(1)).square().sum(-1)
-                kernels.append(torch.exp(-d2 / (2 * next(given_medians))))
-            f = song if debiased else biased
-            total = total + f(*kernels) / (f(kernels[0], kernels[0]) * f(kernels[1], kernels[1])).sqrt() / 2
-        return total
+        kernels = [[torch.exp(-m / (2 * w)) for m, w in zip(d2, width)] for d2, width in zip(distances(a, b, ridges), widths)]
+        return sum(f(k, l) / (f(k, k) * f(l, l)).sqrt() / 2 for k, l in zip(*kernels))
 
-    value, grad = value_and_grad(HSICReg(debiased=debiased), z0, z1)
+    value, grad = value_and_grad(make_reg(name), z0, z1)
     expected, expected_grad = value_and_grad(held, z0, z1)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(grad, expected_grad)
@@ -347,7 +378,7 @@ def test_hess_where_nothing_is_left_to_learn(name):
     assert value == 0 and (grad == 0).all()
 
 
-@pytest.mark.parametrize('name', ['hsic', 'hsic_debiased'])
+@pytest.mark.parametrize('name', ['hsic', 'hsic_debiased', 'hsic_white'])
 @given(batch=batches())
 def test_hsic_is_bounded(name, batch):
     z0, z1, k = batch
