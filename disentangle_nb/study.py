@@ -54,7 +54,7 @@ def run_name(
 def between_slices(
     z, # `(n, D)` embeddings
     slices: list # of slices of the columns
-) -> dict: # `cka` and, for slices of one width, `cosine`; means over the pairs of slices
+) -> dict: # `cka`, `cka_white` and, for slices of one width, `cosine`; means over the pairs of slices
     "How much the slices tell of each other; empty for one slice"
     pairs = list(combinations([as_tensor(z[:, s]) for s in slices], 2))
     if not pairs: return {}
@@ -62,7 +62,8 @@ def between_slices(
     same = len({a.shape[1] for p in pairs for a in p}) == 1
     cosine = {'cosine': mean([cosine_similarity(a, b).mean() for a, b in pairs])} if same else {}
     unit = lambda a: a / a.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return {'cka': mean([cka(unit(a), unit(b), 'rbf') for a, b in pairs]), **cosine}
+    seen = {name: mean([cka(unit(a), unit(b), kernel) for a, b in pairs]) for name, kernel in (('cka', 'rbf'), ('cka_white', 'white'))}
+    return seen | cosine
 
 # %% ../nbs/19_study.ipynb #5b6b56c7
 def record(
