@@ -36,7 +36,7 @@ def borrow_a_loss(z0: Tensor, z1: Tensor):
     loss.backward()
     HessReg(n_slices=[2, 6], tau=.2, form='sample')(z0, z1)
     InfoMinReg(n_slices=(4, 4), denominator='cross')(z0, z1).backward()
-    OrthoReg(permute=None), OrthoReg(permute='redrawn', seed=1), HSICReg(debiased=True), SubInfoMax(reduction='sum')
+    OrthoReg(permute=None), OrthoReg(permute='redrawn', seed=1), HSICReg(debiased=True, whiten=True, width=0.5), SubInfoMax(reduction='sum')
     make_reg('hess', n_slices=[2, 6], tau=.2)(z0, z1).backward()
     make_base('whole', tau=.1), make_base(nn.Identity())
     values: list[Tensor] = [info_nce(z0, z1, tau=.2), sub_info_nce(z0, z1, (2, 6)), info_min(z0, z1, 2), ortho(z0, z1, 2, permute='fixed'),
