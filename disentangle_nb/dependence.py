@@ -100,7 +100,7 @@ def hsic(
     y, # `(n, E)`, the same rows
     kernel: str = "rbf", # `rbf`, `linear`, `distance` or `white`
     unbiased: bool = False, # Song et al. 2012 instead of Gretton et al. 2008
-    bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances
+    bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances, for `white` half of them
 ) -> float: # in units of the kernels' product; RBF: at most 1
     "Hilbert-Schmidt independence criterion"
     x, y, sx, sy = _pair(x, y, kernel, bandwidth, unbiased)
@@ -119,7 +119,7 @@ def cka(
     y, # `(n, E)`, the same rows
     kernel: str = "linear", # `linear`, `rbf` or `white` (`distance` gives a squared distance correlation)
     debiased: bool = True, # unbiased estimates: zero on average for independent inputs, may be negative
-    bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances
+    bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances, for `white` half of them
 ) -> float: # at most 1; 0 where `x` or `y` is constant
     "Centred kernel alignment"
     x, y, sx, sy = _pair(x, y, kernel, bandwidth, debiased)
@@ -151,7 +151,7 @@ def independence_test(
     kernel: str = "rbf", # `rbf`, `linear`, `distance` or `white`
     n_perm: int = 199, # shuffles; the smallest p-value is `1 / (1 + n_perm)`
     max_rows: int = 1000, # rows that the test is made on
-    bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances
+    bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances, for `white` half of them
     seed: int = 0, # of rows and shuffles
 ) -> float: # p-value
     "Permutation test of independence"
@@ -221,9 +221,9 @@ def slice_dependence(
         value = _all_stats(x[:, a], x[:, b])
         reps = [_all_stats(x[h][:, a], x[h][:, b]) for h in halves]
         p = {k: independence_test(x[:, a], x[:, b], k, n_perm, max_rows, seed=seed) for k in KERNELS if n_perm}
-        kernel = lambda s: {"cka_linear": "linear", "cka_white": "white", "dcor": "distance"}.get(s, "rbf")
+        p_of = lambda s: p.get("distance" if s == "dcor" else s.removeprefix("cka_"), p.get("rbf"))
         bounds = {s: half_sample_interval(v, [r[s] for r in reps], scale=scale) for s, v in value.items()}
-        out[f"r_{i}~r_{j}"] = {s: dict(value=v, low=bounds[s][0], high=bounds[s][1], p=p.get(kernel(s))) for s, v in value.items()}
+        out[f"r_{i}~r_{j}"] = {s: dict(value=v, low=bounds[s][0], high=bounds[s][1], p=p_of(s)) for s, v in value.items()}
     return out
 
 # %% ../nbs/10_dependence.ipynb #168094a3

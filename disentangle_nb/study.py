@@ -18,6 +18,7 @@ from fastcore.script import call_parse
 from torch import as_tensor, cosine_similarity
 
 from .dependence import cka
+from .infonce import unit
 from .overlay import write_atomic
 from .probing import Scorecard
 from .results import Run, judge, method, run_title, shared_factors
@@ -61,7 +62,6 @@ def between_slices(
     mean = lambda values: float(sum(values) / len(pairs))
     same = len({a.shape[1] for p in pairs for a in p}) == 1
     cosine = {'cosine': mean([cosine_similarity(a, b).mean() for a, b in pairs])} if same else {}
-    unit = lambda a: a / a.norm(dim=1, keepdim=True).clamp_min(1e-12)
     seen = {name: mean([cka(unit(a), unit(b), kernel) for a, b in pairs]) for name, kernel in (('cka', 'rbf'), ('cka_white', 'white'))}
     return seen | cosine
 
