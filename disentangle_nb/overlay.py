@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FACTORS', 'Grid', 'make_grid', 'ByClass', 'Source', 'compose', 'write_atomic', 'sweep', 'DamagedFile', 'save_checked',
            'load_checked', 'only_writer', 'cached', 'load_source', 'seeded', 'sample', 'parse_kinds', 'is_fixed',
-           'draw_pairs', 'Augment', 'to_float', 'of_pairs', 'PairStream', 'RankStream', 'PairLoader', 'show_images',
-           'show_pairs', 'stream_dls', 'pair_dls', 'pairs_one_by_one', 'composition_speed']
+           'draw_pairs', 'Augment', 'to_float', 'of_pairs', 'kind_of_each', 'PairStream', 'RankStream', 'PairLoader',
+           'show_images', 'show_pairs', 'stream_dls', 'pair_dls', 'pairs_one_by_one', 'composition_speed']
 
 # %% ../nbs/00_overlay.ipynb #f777d387
 import hashlib, io, os, time, warnings
@@ -511,6 +511,15 @@ def of_pairs(
     "Both views of some pairs"
     return None if t is None else t.unflatten(0, (2, -1))[:, pairs].flatten(0, 1)
 
+# %% ../nbs/00_overlay.ipynb #4ca4b98b
+def kind_of_each(
+    kinds: list, # names of the kinds of a batch
+    bs: int # pairs in a batch
+) -> Tensor: # `(bs,)`, number in `kinds`
+    "The kind of each pair of a batch: equal shares, each in consecutive rows"
+    if bs < 2 * len(kinds): raise ValueError(f'a batch of {bs} pairs is too small for {len(kinds)} kind(s): two pairs of each are needed')
+    return torch.arange(bs) * len(kinds) // bs
+
 # %% ../nbs/00_overlay.ipynb #6feecd80
 @dataclass
 class PairStream:
@@ -524,13 +533,12 @@ class PairStream:
 
     def __post_init__(self):
         self.kinds = parse_kinds(self.kinds)
+        self.kind = kind_of_each(self.kinds, self.bs)
         if self.same not in ('class', 'instance'): raise ValueError(f"same must be 'class' or 'instance', got {self.same!r}")
-        if self.bs < 2 * len(self.kinds): raise ValueError(f'a batch of {self.bs} pairs is too small for {len(self.kinds)} kind(s): two pairs of each are needed')
         for f, group, fixed in zip(FACTORS, self.source.groups, zip(*map(is_fixed, self.kinds))):
             lonely = (group.count == 1).nonzero()
             if f != 'DL' and any(fixed) and self.same == 'class' and len(lonely):
                 raise ValueError(f'class {self.source.classes[f][lonely[0]]!r} of {f} has one image only; a pair of the same class needs two')
-        self.kind = torch.arange(self.bs) * len(self.kinds) // self.bs
 
     @property
     def classes(self): return self.source.classes

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .overlay import Augment, of_pairs, parse_kinds, seeded, to_float
+from .overlay import Augment, kind_of_each, of_pairs, parse_kinds, seeded, to_float
 
 # %% ../nbs/08_released.ipynb #ffafff11
 @lru_cache(1)
@@ -381,16 +381,19 @@ def write_released(
 @dataclass
 class ReleasedStream:
     "Batches of released pairs; batch `b` depends on the seed and on `b` only"
-    x0: torch.Tensor # first views, `(n, 3, h, w)` uint8
-    x1: torch.Tensor # second views, `(n, 3, h, w)` uint8
-    factors: torch.Tensor # `(n, 3)` int64, -1 where unknown
-    kinds: list # the kind of the pairs, e.g. `['DC-BC']`
+    parts: list # of each kind, first views and second views `(n, 3, h, w)` uint8, and factors `(n, 3)` int64, -1 where unknown
+    kinds: list # their names, e.g. `['DC-BC']`
     bs: int = 256 # pairs in a batch
     seed: int = 0 # of the order and of the augmentation
     augment: Augment | None = None # colour jitter; released pictures are not mirrored, since the digit is on them
 
     def __post_init__(self):
-        if not 2 <= self.bs <= len(self.x0): raise ValueError(f'a batch must have 2 to {len(self.x0)} pairs, got bs={self.bs}')
+        self.kind = kind_of_each(self.kinds, self.bs)
+        self.counts = self.kind.bincount().tolist()
+        for kind, (x0, *_), n in zip(self.kinds, self.parts, self.counts):
+            if n > len(x0): raise ValueError(f'a batch of bs={self.bs} pairs takes {n} of {kind}, of which there are {len(x0)}')
+        sizes = {tuple(x0.shape[2:]) for x0, *_ in self.parts}
+        if len(sizes) > 1: raise ValueError(f'the kinds have pictures of different sizes: {sorted(sizes)}')
 
     @property
     def classes(self): return {f: list(range(n)) for f, n in SIZES.items()}
@@ -399,25 +402,28 @@ class ReleasedStream:
         device, # Any torch device
     )->'ReleasedStream':
         "The same stream, its pictures kept on `device`"
-        return replace(self, x0=self.x0.to(device), x1=self.x1.to(device))
+        return replace(self, parts=[(x0.to(device), x1.to(device), factors) for x0, x1, factors in self.parts])
 
     def batch(self,
         b:int, # Number of the batch
         pairs:slice=slice(None), # Which of its pairs are given
     )->tuple: # As `PairStream.batch`: pictures `(2*n, 3, h, w)` float32, factors `(2*n, 3)`, kind `(n,)`
         "Pictures, factors and kinds of batch `b`"
-        i = torch.randperm(len(self.x0), generator=seeded(self.seed, 0, b))[:self.bs][pairs]
-        x = torch.cat([x[i.to(x.device)] for x in (self.x0, self.x1)]).contiguous(memory_format=torch.channels_last)
+        g, kind = seeded(self.seed, 0, b), self.kind[pairs]
+        i = torch.cat([torch.randperm(len(x0), generator=g)[:n] for (x0, *_), n in zip(self.parts, self.counts)])[pairs]
+        x0, x1, factors = (torch.cat([t[i[kind == k].to(t.device)] for k, t in enumerate(ts)]) for ts in zip(*self.parts))
+        x = torch.cat([x0, x1]).contiguous(memory_format=torch.channels_last)
         jitter = of_pairs(self.augment and self.augment.jitter(2 * self.bs, seeded(self.seed, 1, b)), pairs)
-        return to_float(x, jitter), self.factors[i].repeat(2, 1), torch.zeros(len(i), dtype=torch.long)
+        return to_float(x, jitter), factors.repeat(2, 1), kind
 
 def released_stream(
     folder, # Folder of the shards
-    kind:str, # What the pairs share, such as `DC-BC`
+    kinds:str|list, # What the pairs share, such as `DC-BC`; several in a list or joined by commas
     split:str='train', # `train` or `test`
     bs:int=256, # Pairs in a batch
     seed:int=0, # Of the order and of the augmentation
     augment:Augment|None=None, # Colour jitter
 )->ReleasedStream:
-    "The authors' released pairs of one kind as a stream of batches"
-    return ReleasedStream(*released_pairs(folder, kind, split), parse_kinds(kind), bs, seed, augment)
+    "The authors' released pairs of one or several kinds as a stream of batches"
+    kinds = parse_kinds(kinds)
+    return ReleasedStream([released_pairs(folder, kind, split) for kind in kinds], kinds, bs, seed, augment)

@@ -76,8 +76,7 @@ def train_stream(
     "Pairs composed from a source, or the authors' released ones"
     kinds, bs, seed, augment = config['kinds'], config['bs'], config['seed'], Augment(config['contrast'], config['shift'], config['flip'])
     if not config['released']: return PairStream(source, kinds, bs, seed, config['same'], augment)
-    if len(kinds) > 1: raise ValueError(f'released pairs are of one kind a run, got {kinds}')
-    return released_stream(config['released'], kinds[0], 'train', bs, seed, augment)
+    return released_stream(config['released'], kinds, 'train', bs, seed, augment)
 
 def model_of(
     config: dict # options of `disentangle_run`

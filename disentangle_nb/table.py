@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch import Tensor, nn
 
 from .model import embed
-from .overlay import Augment, ByClass, of_pairs, parse_kinds, seeded, to_float
+from .overlay import Augment, ByClass, kind_of_each, of_pairs, parse_kinds, seeded, to_float
 
 # %% ../nbs/15_table.ipynb #fe77e8c3
 @dataclass
@@ -158,10 +158,9 @@ class TableStream:
 
     def __post_init__(self):
         self.kinds = parse_kinds(self.kinds, list(self.classes))
-        if self.bs < 2 * len(self.kinds): raise ValueError(f'a batch of {self.bs} pairs is too small for {len(self.kinds)} kind(s): two pairs of each are needed')
         if self.tries < 1: raise ValueError(f'tries must be 1 or more, got {self.tries}')
         self.groups = [shared_groups(self.table, k) for k in self.kinds]
-        self.kind = torch.arange(self.bs) * len(self.kinds) // self.bs
+        self.kind = kind_of_each(self.kinds, self.bs)
 
     @property
     def classes(self): return self.table.classes

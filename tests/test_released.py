@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from disentangle_nb.released import (crc32c, crc32c_by_byte, encode_example, encode_pair, frame, parse_example, read_tfrecord,
-                                     released_pairs, released_shards, shard_path, split_label, write_released, write_tfrecord)
+                                     released_pairs, released_shards, released_stream, shard_path, split_label, write_released, write_tfrecord)
 from hypothesis import given, strategies as st
 
 floats = st.floats(width=32, allow_nan=False)
@@ -105,6 +105,38 @@ def test_pairs_survive(tmp_path, kind, n, total):
 def test_shapes_other_than_square(tmp_path):
     write_released(tmp_path, 'DC-BC', 'test', smooth_pairs(2, (24, 40)), 1)
     assert released_pairs(tmp_path, 'DC-BC', 'test')[0].shape == (2, 3, 24, 40)
+
+
+@pytest.mark.parametrize('bs', [6, 7, 20])
+def test_several_kinds_share_a_batch(tmp_path, bs):
+    sizes = {'DC-BC': 8, 'DC-DL': 9, 'DL-BC': 7}
+    for kind, n in sizes.items(): write_released(tmp_path, kind, 'train', smooth_pairs(n), 2)
+    stream, seen = released_stream(tmp_path, list(sizes), bs=bs), {k: set() for k in sizes}
+    whole = {k: released_pairs(tmp_path, k) for k in sizes}
+    for b in range(40):
+        x, factors, kind = stream.batch(b)
+        assert torch.equal(kind, torch.arange(bs) * 3 // bs) and torch.equal(factors[:bs], factors[bs:])
+        x = ((x / 4 + .5) * 255).round().byte()
+        for i in range(bs):
+            name = list(sizes)[kind[i]]
+            x0, x1, labels = whole[name]
+            row = next(j for j in range(len(x0)) if torch.equal(labels[j], factors[i]))
+            assert torch.equal(x[i], x0[row]) and torch.equal(x[bs + i], x1[row])
+            seen[name].add((b, row))
+    shares = kind.bincount().tolist()
+    assert [len(rows) for rows in seen.values()] == [40 * n for n in shares], 'a pair twice in a batch'
+    assert all({row for _, row in rows} == set(range(sizes[k])) for k, rows in seen.items()), 'a pair that is never drawn'
+    ranks = [stream.batch(3, slice(j, j + 2)) for j in range(0, bs - 1, 2)]
+    assert torch.equal(torch.cat([r[2] for r in ranks]), stream.batch(3)[2][:2 * len(ranks)])
+    assert torch.equal(torch.cat([r[0][:2] for r in ranks]), stream.batch(3)[0][:2 * len(ranks)])
+
+
+def test_kinds_that_do_not_fit_together(tmp_path):
+    write_released(tmp_path, 'DC-BC', 'train', smooth_pairs(5), 1)
+    write_released(tmp_path, 'DC-DL', 'train', smooth_pairs(5, (24, 40)), 1)
+    with pytest.raises(ValueError, match=r'different sizes: \[\(24, 40\), \(64, 64\)\]'): released_stream(tmp_path, 'DC-BC,DC-DL', bs=4)
+    with pytest.raises(ValueError, match='takes 6 of DC-BC, of which there are 5'): released_stream(tmp_path, 'DC-BC', bs=6)
+    with pytest.raises(ValueError, match='too small for 2 kind'): released_stream(tmp_path, 'DC-BC,DC-DL', bs=3)
 
 
 def test_wrong_names_are_no_shards(tmp_path):
