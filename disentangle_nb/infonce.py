@@ -122,9 +122,8 @@ class Share:
     def agreed(self, x): return self.total(x if self.rank == 0 else torch.zeros_like(x))
 
     def rows(self, n):
-        "Start and stop of this process's rows in each half of `n` rows"
-        own = [n//2 * r // self.world for r in (self.rank, self.rank + 1)]
-        return [[start + r for r in own] for start in (0, n//2)]
+        "Start and stop of this process's rows in each half of `n` rows; the last rank begins the second half, so that strips from the diagonal on are equal work"
+        return [[start + n//2 * r // self.world for r in (part, part + 1)] for start, part in ((0, self.rank), (n//2, self.world - 1 - self.rank))]
 
 _shares = [Share()]
 def current_share(): return _shares[-1]
