@@ -34,7 +34,7 @@ from .disentanglement import (Factor, Reading, _binned_mi, _threshold_hits, acti
                                             explicitness_auc, explicitness_es, infoc, infom, label_entropy, linear_importance, med,
                                             mi_matrix, mig, modularity, read_factor, refit, sap_matrix, top_gap, top_k_med)
 from .disentanglement import _classes, _knn_mi, _squared_correlation
-from .probing import check_embeddings, markdown_table, match_slices
+from .probing import check_embeddings, markdown_table, match_slices, parse_slices
 
 # %% ../nbs/12_metrics.ipynb #36d640f9
 _all_ = ["hsic", "cka", "distance_correlation", "independence_test", "seed_agreement", "slice_dependence", "Factor", "Reading", "as_factors",
@@ -444,14 +444,14 @@ def compare(
 # %% ../nbs/12_metrics.ipynb #5789c895
 def load_embeddings(
     path, # of an `.npz` file
-) -> dict: # `embeddings`, `factors`, `test` and `names`, as `metrics_card` takes them
+) -> dict: # `embeddings`, `factors`, `test`, `names` and, where the file tells them, `slices`, as `metrics_card` takes them
     "Read embeddings and factors from a file"
     if not zipfile.is_zipfile(path): raise ValueError(f"{path} is missing, or no .npz file as np.savez writes it")
     with np.load(path, allow_pickle=False) as z: a = {k: z[k] for k in z.files}
-    names = [str(n) for n in a["factor_names"]] if "factor_names" in a else None
+    told = dict(names=a["factor_names"].tolist() if "factor_names" in a else None) | ({"slices": a["slices"].tolist()} if "slices" in a else {})
     if {"train_embeddings", "train_factors", "test_embeddings", "test_factors"} <= set(a):
-        return dict(embeddings=a["train_embeddings"], factors=a["train_factors"], test=(a["test_embeddings"], a["test_factors"]), names=names)
-    if {"embeddings", "factors"} <= set(a): return dict(embeddings=a["embeddings"], factors=a["factors"], test=None, names=names)
+        return dict(embeddings=a["train_embeddings"], factors=a["train_factors"], test=(a["test_embeddings"], a["test_factors"]), **told)
+    if {"embeddings", "factors"} <= set(a): return dict(embeddings=a["embeddings"], factors=a["factors"], test=None, **told)
     raise ValueError(f"{path} holds {sorted(a)}: expected embeddings and factors, or both with train_ and test_ in front")
 
 # %% ../nbs/12_metrics.ipynb #545bd44a
@@ -486,7 +486,7 @@ def _parser():
     "Arguments of `disentangle_metrics`"
     p, words = ArgumentParser("disentangle_metrics", description="Print every disentanglement metric of an embedding"), lambda s: s.split(",")
     p.add_argument("emb", nargs="?", help=".npz file with embeddings and factors")
-    p.add_argument("--slices", default="2", help="number of equal slices, or their widths: 16,48")
+    p.add_argument("--slices", help="number of equal slices, or their widths: 16,48; default those in the file, else 2")
     p.add_argument("--names", type=words, help="of the factors: DC,DL,BC")
     p.add_argument("--shared", type=words, help="names of the factors that are judged: DC,BC; default all")
     p.add_argument("--out", help="file to write the card to, as JSON")
@@ -513,7 +513,6 @@ def disentangle_metrics(
 
 def _measure_file(a):
     "The card of the file that the arguments `a` name"
-    if not all(w.strip().isdecimal() for w in a.slices.split(",")): raise ValueError(f"slices must be a number, or widths joined by commas, got {a.slices!r}")
-    widths, data = [int(w) for w in a.slices.split(",")], load_embeddings(a.emb)
-    return metrics_card(**data | dict(names=a.names or data["names"]), slices=widths if len(widths) > 1 else widths[0], shared=a.shared,
-                        boosted=a.boosted, n_boot=a.n_boot, seed=a.seed, **dict[str, Any](mlp=False, widths=()) if a.linear else {})
+    options = ({"slices": parse_slices(a.slices)} if a.slices else {}) | ({"names": a.names} if a.names else {})
+    data = load_embeddings(a.emb) | options
+    return metrics_card(**data, shared=a.shared, boosted=a.boosted, n_boot=a.n_boot, seed=a.seed, **dict[str, Any](mlp=False, widths=()) if a.linear else {})

@@ -75,7 +75,8 @@ def write_run(
     "Write what a finished run leaves; `scorecard.json` comes last"
     folder, weights, arrays = Path(folder), io.BytesIO(), io.BytesIO()
     torch.save(model.state_dict(), weights)
-    np.savez_compressed(arrays, **{f'{p}_{name}': a for p, pair in parts.items() for name, a in zip(('embeddings', 'factors'), pair)})
+    widths = [s.stop - s.start for s in as_slices(config['slices'], parts['test'][0].shape[1])]
+    np.savez_compressed(arrays, **{f'{p}_{name}': a for p, pair in parts.items() for name, a in zip(('embeddings', 'factors'), pair)}, factor_names=FACTORS, slices=widths)
     write_atomic(folder/'weights.pt', weights.getvalue())
     write_atomic(folder/'embeddings.npz', arrays.getvalue())
     write_json(folder/'config.json', config)

@@ -95,11 +95,11 @@ def write_embeddings(
     z: np.ndarray, # `(n, D)` embeddings
     factors: np.ndarray, # `(n, F)` classes
     names: list | tuple, # of the factors
-    slices: list | None = None # Python slices of the embedding; default: one
+    slices: list | None = None # Python slices of the embedding; default: one, not named
 ):
     "Embeddings and factors as a NumPy or a Parquet file, written atomically"
     path, buffer = Path(path), io.BytesIO()
-    if path.suffix == '.npz': np.savez_compressed(buffer, embeddings=z, factors=factors, factor_names=np.array(names))
+    if path.suffix == '.npz': np.savez_compressed(buffer, embeddings=z, factors=factors, factor_names=np.array(names), **({'slices': [s.stop - s.start for s in slices]} if slices else {}))
     elif path.suffix == '.parquet': _frame(z, factors, names, slices or [slice(0, z.shape[1])]).to_parquet(buffer)
     else: raise ValueError(f'{path}: expected a name that ends in .npz or .parquet')
     write_atomic(path, buffer.getvalue())
