@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['total_gap', 'supervision', 'group_runs', 'leaderboard_rows', 'leaderboard', 'by_slice', 'plot_slices',
-           'slice_accuracy_table', 'cost', 'write_letters']
+           'slice_accuracy_table', 'seeds_and_seconds', 'write_letters']
 
 # %% ../nbs/21_beyond.ipynb #913be8ae
 from pathlib import Path
@@ -116,7 +116,7 @@ def slice_accuracy_table(
     rows = [[n, *map(mean_and_spread, row.T)] for n, row in zip(names(factors), np.concatenate([linear, mlp], 2).swapaxes(0, 1))]
     return markdown_table([['', *factors, *(f'{f}, MLP' for f in factors)], *top, *rows])
 
-def cost(
+def seeds_and_seconds(
     runs: list # records
 ) -> str: # e.g. `Seeds 0, 1; 900 ± 20 seconds each (AMD EPYC, 1 threads)`
     "Seeds, seconds and hardware, for the line below a table"

@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
 import references as ref
-from disentangle_nb.metrics import MetricsCard, bench_metrics, compare, load_cards, load_embeddings, metrics_card, save_cards
+from disentangle_nb.metrics import MetricsCard, bench_metrics, compare, disentangle_metrics, load_cards, load_embeddings, metrics_card, save_cards
 from disentangle_nb.probing import scorecard
 
 QUICK = dict(mlp=False, widths=(), n_boot=0, n_refit=0, n_perm=0)
@@ -200,6 +200,14 @@ def test_npz_files(tmp_path):
     assert metrics_card(**load_embeddings(tmp_path / "a.npz"), **QUICK).values == metrics_card(X[:400], Y[:400], test=(X[400:], Y[400:]), **QUICK).values
     np.savez(tmp_path / "b.npz", train_embeddings=X)
     with pytest.raises(ValueError, match="expected embeddings and factors"): load_embeddings(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("said, widths", [([], [3, 4, 5]), (["--slices", "2"], [6, 6]), (["--slices", "8,4"], [8, 4])])
+def test_command_goes_by_the_slices_of_the_file_unless_told(tmp_path, said, widths):
+    np.savez(tmp_path / "a.npz", embeddings=X, factors=Y, factor_names=["left", "right"], slices=[3, 4, 5])
+    disentangle_metrics([str(tmp_path / "a.npz"), "--linear", "--n_boot", "0", "--out", str(tmp_path / "card.json"), *said])
+    card = MetricsCard.from_dict(json.loads((tmp_path / "card.json").read_text()))
+    assert card.meta["widths"] == widths and list(card.matrices["accuracy_linear"]["r"]) == ["left", "right"]
 
 
 def test_cards_are_kept_by_name(tmp_path):
