@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'Grid', 'make_grid', 'ByClass', 'Source', 'compose', 'write_atomic', 'sweep', 'DamagedFile', 'save_checked',
-           'load_checked', 'only_writer', 'cached', 'load_source', 'seeded', 'sample', 'parse_kinds', 'is_fixed',
-           'draw_pairs', 'Augment', 'to_float', 'of_pairs', 'kind_of_each', 'PairStream', 'RankStream', 'PairLoader',
-           'show_images', 'show_pairs', 'stream_dls', 'pair_dls', 'pairs_one_by_one', 'composition_speed']
+           'load_checked', 'only_writer', 'read_image', 'cached', 'load_source', 'seeded', 'sample', 'parse_kinds',
+           'is_fixed', 'draw_pairs', 'Augment', 'to_float', 'of_pairs', 'kind_of_each', 'PairStream', 'RankStream',
+           'PairLoader', 'show_images', 'show_pairs', 'stream_dls', 'pair_dls', 'pairs_one_by_one', 'composition_speed']
 
 # %% ../nbs/00_overlay.ipynb #f777d387
-import hashlib, io, os, time, warnings
+import hashlib, io, os, sys, time, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,10 @@ class Grid:
     "Locations of the digit: label `len(lefts)*row + col`"
     tops: tuple = (2, 34) # top pixel of each row
     lefts: tuple = (0, 12, 24, 36) # left pixel of each column
+
+    def __post_init__(self):
+        for starts in (self.tops, self.lefts):
+            if len(set(starts)) < len(starts): raise ValueError(f'locations coincide: {self}; use fewer rows or columns, or a larger image')
 
     def __len__(self): return len(self.tops) * len(self.lefts)
 
@@ -91,6 +95,8 @@ class ByClass:
 def _check_images(name, images, labels, ndim, n_classes):
     if images.dtype != torch.uint8 or images.ndim != ndim:
         raise ValueError(f'{name}: expected a uint8 tensor with {ndim} dimensions, got {images.dtype} {tuple(images.shape)}')
+    if images.shape[1] != images.shape[2] or images.shape[3:] not in ((), (3,)):
+        raise ValueError(f'{name}: expected square images, of 3 colours last if any, got {tuple(images.shape)}')
     if len(images) != len(labels): raise ValueError(f'{name}: {len(images)} images but {len(labels)} labels')
     present = labels.unique()
     if len(present) < 2: raise ValueError(f'{name}: needs at least two classes, got {len(present)}')
@@ -114,6 +120,7 @@ class Source:
     def __post_init__(self):
         _check_images('digits', self.digits, self.digit_labels, 3, len(self.classes['DC']))
         _check_images('photographs', self.photos, self.photo_labels, 4, len(self.classes['BC']))
+        if len(self.classes['DL']) != len(self.grid): raise ValueError(f'{len(self.classes["DL"])} names for the {len(self.grid)} locations of {self.grid}')
         if self.crop not in ('centre', 'random'): raise ValueError(f"crop must be 'centre' or 'random', got {self.crop!r}")
         if min(self.photos.shape[1:3]) < self.size:
             raise ValueError(f'photographs of {tuple(self.photos.shape[1:3])} pixels are smaller than the image size {self.size}')
@@ -181,7 +188,7 @@ def _flush_folder(folder):
 
 def write_atomic(
     path: str | Path, # where to write
-    data: bytes | list | tuple # content, or several pieces of it
+    data # bytes, or an iterable of pieces of them
 ):
     "Write to a temporary name beside `path`, flush, rename"
     path = Path(path)
@@ -189,7 +196,7 @@ def write_atomic(
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as f:
-            for piece in (data if isinstance(data, (tuple, list)) else [data]): f.write(piece)
+            for piece in ([data] if isinstance(data, bytes) else data): f.write(piece)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
@@ -249,14 +256,28 @@ def only_writer(
         yield
     finally: lock.release()
 
+# %% ../nbs/00_overlay.ipynb #7bb270da
+def read_image(
+    path: str | Path, # of an image file
+    mode: str = 'RGB', # or `L`, grey
+    size: int | None = None # side of the middle square that is wanted, pixels; the whole image if not given
+) -> np.ndarray: # `(h, w, 3)` or `(h, w)` uint8
+    "An image from a file"
+    from PIL import Image, ImageOps
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith('I;16'): image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+            if image.mode in ('I', 'F'): raise OSError(f'{image.mode} pixels of 32 bits; save it with 8 or 16')
+            if image.has_transparency_data: image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image.convert('RGBA'))
+            image = image.convert(mode)
+            return np.array(image if size is None else ImageOps.fit(image, (size, size)))
+    except (OSError, SyntaxError) as e: raise FileNotFoundError(f'{path} is not an image that can be read: {e}') from e
+
 # %% ../nbs/00_overlay.ipynb #bf743b44
 _PHOTOS = ('brick.png', 'chelsea.png', 'coffee.png', 'coins.png', 'grass.png',
            'gravel.png', 'hubble_deep_field.jpg', 'ihc.png', 'retina.jpg', 'rocket.jpg')
 _SPLITS = ('train', 'valid', 'test')
-
-def _read_rgb(path):
-    from PIL import Image
-    with Image.open(path) as image: return torch.from_numpy(np.array(image.convert('RGB')))
 
 def _photo_part(photo, split):
     h, w = photo.shape[0] // 2, photo.shape[1] // 2
@@ -270,7 +291,7 @@ def _embedded(split, n_crops=dict(train=200, valid=50, test=100), size=96):
     import skimage
     from sklearn.datasets import load_digits
     g, folder = torch.Generator().manual_seed(_SPLITS.index(split)), Path(skimage.__file__).parent/'data'
-    photos = [_random_crops(_photo_part(_read_rgb(folder/p), split), n_crops[split], size, g) for p in _PHOTOS]
+    photos = [_random_crops(_photo_part(torch.from_numpy(read_image(folder/p)), split), n_crops[split], size, g) for p in _PHOTOS]
     digits, labels = (torch.from_numpy(a) for a in load_digits(return_X_y=True))
     a, b = dict(train=(0, 1257), valid=(1257, 1437), test=(1437, 1797))[split]
     digits = F.interpolate(digits[a:b].view(-1, 1, 8, 8) * (255/16), size=28, mode='bicubic').clamp(0, 255)
@@ -279,20 +300,24 @@ def _embedded(split, n_crops=dict(train=200, valid=50, test=100), size=96):
                 digit_names=[str(i) for i in range(10)], photo_names=[Path(p).stem for p in _PHOTOS])
 
 # %% ../nbs/00_overlay.ipynb #d6280093
-def _home(): return Path(os.environ.get('DISENTANGLE_CACHE', Path.home()/'.cache'/'disentangle_nb'))
+def _home(): return Path(os.environ.get('DISENTANGLE_CACHE') or Path.home()/'.cache'/'disentangle_nb').expanduser()
 
 def _data_path(path):
     path = Path(path or os.environ.get('DISENTANGLE_DATA') or _home()/'data')
     return path.expanduser().resolve()
 
 def _progress(items):
-    from fastprogress.fastprogress import progress_bar
-    return progress_bar(items, leave=False)
+    from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
+    return progress_bar(items, leave=False) if IN_NOTEBOOK or sys.stdout.isatty() else items
+
+def _may_download(path, folder):
+    "Into the default place always, since torchvision completes what is there; into a place of the user's only if it is empty"
+    return path == _data_path(_home()/'data') or not (path/folder).exists()
 
 def _read_mnist(path):
     from torchvision.datasets import MNIST
-    try: parts = [MNIST(path, train=t, download=not (path/'MNIST').exists()) for t in (True, False)]
-    except (OSError, RuntimeError, ValueError) as e: raise FileNotFoundError(f'MNIST not readable under {path} ({e}); give the folder that holds '
+    try: parts = [MNIST(path, train=t, download=_may_download(path, 'MNIST')) for t in (True, False)]
+    except (OSError, RuntimeError, ValueError) as e: raise FileNotFoundError(f'MNIST not readable under {path} ({e}); give the folder that holds all of '
         "MNIST/raw as `path` or in DISENTANGLE_DATA, or use the embedded set: load_source('embedded')") from e
     return [(p.data, p.targets.long()) for p in parts]
 
@@ -301,7 +326,7 @@ def _read_stl10_folder(path):
     classes = sorted(p.name for p in (path/'train').iterdir() if p.is_dir())
     def part(split):
         files = sorted((f for c in classes for f in (path/split/c).iterdir()), key=lambda f: (f.stem, f.parent.name))
-        photos = torch.stack([_read_rgb(f) for f in _progress(files)])
+        photos = torch.from_numpy(np.stack([read_image(f) for f in _progress(files)]))
         return photos, torch.tensor([classes.index(f.parent.name) for f in files])
     return [part('train'), part('test')], classes
 
@@ -313,7 +338,7 @@ def _read_stl10_binary(path, download):
 def _read_stl10(path):
     try:
         if (path/'stl10'/'train').is_dir(): return _read_stl10_folder(path/'stl10')
-        return _read_stl10_binary(path, download=not (path/'stl10_binary').exists())
+        return _read_stl10_binary(path, download=_may_download(path, 'stl10_binary'))
     except (OSError, RuntimeError, ValueError) as e: raise FileNotFoundError(f'STL-10 not readable under {path} ({e}); expected stl10_binary/ or '
         "stl10/{train,test}/<class>/*, or use the embedded set: load_source('embedded')") from e
 
@@ -333,7 +358,7 @@ def cached(
     path = file()
     if path.exists():
         try: return load_checked(path)
-        except DamagedFile as e: warnings.warn(f'{e}; it is rebuilt')
+        except (DamagedFile, OSError) as e: warnings.warn(f'{e}; it is made again')
     result = make()
     try:
         save_checked(result, file())
@@ -358,13 +383,15 @@ def _take(parts, split, scheme, valid):
 
 # %% ../nbs/00_overlay.ipynb #331e15b5
 def _read_folder(path, mode, size):
-    from PIL import ImageOps
     from torchvision.datasets import ImageFolder
     if not Path(path).is_dir(): raise FileNotFoundError(f'{path} is not a folder; expected one sub-folder of images for each class')
     if not any(p.is_dir() for p in Path(path).iterdir()): raise FileNotFoundError(f'{path} has no sub-folders; expected one of images for each class')
     data = ImageFolder(str(path))
-    images = [np.array(ImageOps.fit(image.convert(mode), (size, size))) for image, _ in _progress(data)]
-    return torch.from_numpy(np.stack(images)), torch.tensor(data.targets), data.classes
+    images = torch.from_numpy(np.stack([read_image(file, mode, size) for file, _ in _progress(data.imgs)]))
+    low, high = images.flatten(1).aminmax(dim=1)
+    if (blank := (low == high).nonzero()[:, 0].tolist()) and mode == 'L':
+        raise ValueError(f'{len(blank)} of {len(images)} digits in {path} are of one grey, the first is {data.imgs[blank[0]][0]}; digits must be white on black')
+    return dict(images=images, labels=torch.tensor(data.targets), names=data.classes)
 
 def _split_by_class(labels, split):
     g, keep = torch.Generator().manual_seed(0), []
@@ -377,9 +404,10 @@ def _split_by_class(labels, split):
     return torch.cat(keep)
 
 def _own(part, path, split):
-    images, labels, names = _read_folder(path, *dict(digit=('L', 28), photo=('RGB', 96))[part])
-    keep = _split_by_class(labels, split)
-    return {f'{part}s': images[keep], f'{part}_labels': labels[keep], f'{part}_names': names}
+    folder = Path(path).expanduser().resolve()
+    raw = cached(f'own_{part}s', [folder], lambda: _read_folder(folder, *dict(digit=('L', 28), photo=('RGB', 96))[part]))
+    keep = _split_by_class(raw['labels'], split)
+    return {f'{part}s': raw['images'][keep], f'{part}_labels': raw['labels'][keep], f'{part}_names': raw['names']}
 
 # %% ../nbs/00_overlay.ipynb #9dfdbc6a
 def _named(name, split, path, scheme, valid):
@@ -535,6 +563,7 @@ class PairStream:
         self.kinds = parse_kinds(self.kinds)
         self.kind = kind_of_each(self.kinds, self.bs)
         if self.same not in ('class', 'instance'): raise ValueError(f"same must be 'class' or 'instance', got {self.same!r}")
+        if len(self.source.grid) == 1 and not all('DL' in k for k in self.kinds): raise ValueError('pairs that differ in DL need two locations or more')
         for f, group, fixed in zip(FACTORS, self.source.groups, zip(*map(is_fixed, self.kinds))):
             lonely = (group.count == 1).nonzero()
             if f != 'DL' and any(fixed) and self.same == 'class' and len(lonely):
@@ -605,7 +634,7 @@ class PairLoader(DataLoader):
                  n_batches: int, # batches in an epoch
                  repeat: bool = False, # each epoch gives the same batches (for validation)
                  stop: int | None = None, # no batch from this number on; the last epoch may be shorter
-                 device = None # where batches go; default: fastai's
+                 device = None # where batches go; default: where the stream's images are
                 ):
         super().__init__(dataset=stream, bs=stream.bs, n=n_batches * stream.bs, num_workers=0, device=device)
         self.stream, self.n_batches, self.repeat, self.stop, self.position = stream, n_batches, repeat, stop, 0
@@ -678,11 +707,11 @@ def stream_dls(
     n_batches: int = 100, # batches in an epoch
     n_valid: int = 4, # batches of the validation part
     stop: int | None = None, # training ends before this batch
-    device = None # default: fastai's, CUDA where there is one
+    device = None # default: CUDA where there is one
 ) -> DataLoaders:
     "fastai `DataLoaders` of two streams"
-    loaders = PairLoader(stream, n_batches, stop=stop, device=device), PairLoader(held, n_valid, repeat=True, device=device)
-    dls = DataLoaders(*(dl.to(dl.device or 'cpu') for dl in loaders), device=loaders[0].device)
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    dls = DataLoaders(PairLoader(stream, n_batches, stop=stop), PairLoader(held, n_valid, repeat=True), device=device)
     dls.n_inp = 1
     return dls
 
@@ -697,7 +726,7 @@ def pair_dls(
     seed: int = 0, # of pairs and of augmentation
     same: str = 'class', # a fixed factor means the same `class` or the same `instance`
     augment: Augment | None = Augment(), # of the training part
-    device = None # default: fastai's, CUDA where there is one
+    device = None # default: CUDA where there is one
 ) -> DataLoaders:
     "fastai `DataLoaders` of pairs"
     return stream_dls(PairStream(source, kinds, bs, seed, same, augment), PairStream(valid, kinds, bs, seed, same), n_batches, n_valid, stop, device)

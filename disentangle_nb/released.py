@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .overlay import Augment, kind_of_each, of_pairs, parse_kinds, seeded, to_float
+from .overlay import Augment, kind_of_each, of_pairs, parse_kinds, seeded, to_float, write_atomic
 
 # %% ../nbs/08_released.ipynb #ffafff11
 @lru_cache(1)
@@ -88,15 +88,7 @@ def write_tfrecord(
     records, # Iterable of `bytes`
 ):
     "Write `records` to a TFRecord file, which appears under its name only when it is whole"
-    path = Path(path)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(partial, 'wb') as f:
-            for data in records: f.write(frame(data))
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    finally: partial.unlink(missing_ok=True)
+    write_atomic(path, map(frame, records))
 
 # %% ../nbs/08_released.ipynb #fa930b6c
 def spans(
@@ -385,15 +377,19 @@ class ReleasedStream:
     kinds: list # their names, e.g. `['DC-BC']`
     bs: int = 256 # pairs in a batch
     seed: int = 0 # of the order and of the augmentation
-    augment: Augment | None = None # colour jitter; released pictures are not mirrored, since the digit is on them
+    augment: Augment | None = None # colour jitter; no flip
 
     def __post_init__(self):
+        if self.augment and self.augment.flip: raise ValueError('released pictures cannot be mirrored: the digit is on them already')
         self.kind = kind_of_each(self.kinds, self.bs)
         self.counts = self.kind.bincount().tolist()
         for kind, (x0, *_), n in zip(self.kinds, self.parts, self.counts):
             if n > len(x0): raise ValueError(f'a batch of bs={self.bs} pairs takes {n} of {kind}, of which there are {len(x0)}')
         sizes = {tuple(x0.shape[2:]) for x0, *_ in self.parts}
         if len(sizes) > 1: raise ValueError(f'the kinds have pictures of different sizes: {sorted(sizes)}')
+
+    @property
+    def size(self): return self.parts[0][0].shape[-1]
 
     @property
     def classes(self): return {f: list(range(n)) for f, n in SIZES.items()}

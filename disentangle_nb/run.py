@@ -69,7 +69,10 @@ def train_stream(
     "Pairs composed from a source, or the authors' released ones"
     kinds, bs, seed, augment = config['kinds'], config['bs'], config['seed'], Augment(config['contrast'], config['shift'], config['flip'])
     if not config['released']: return PairStream(source, kinds, bs, seed, config['same'], augment)
-    return released_stream(config['released'], kinds, 'train', bs, seed, augment)
+    if config['crop'] != 'centre' or config['same'] != 'class': raise ValueError('the pairs of --released are made already: leave out --crop and --same')
+    stream = released_stream(config['released'], kinds, 'train', bs, seed, augment)
+    if stream.size != config['size']: raise ValueError(f'the pictures of --released have a side of {stream.size} pixels: give --size {stream.size}')
+    return stream
 
 def model_of(
     config: dict # options of `disentangle_run`

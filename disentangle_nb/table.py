@@ -8,13 +8,15 @@ __all__ = ['SPLITS', 'Table', 'read_table', 'shared_groups', 'far_partners', 'Ta
 # %% ../nbs/15_table.ipynb #7b64390b
 import csv
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np, torch
 from torch import Tensor, nn
 
 from .model import embed
-from .overlay import Augment, ByClass, kind_of_each, of_pairs, parse_kinds, seeded, to_float
+from .overlay import Augment, ByClass, kind_of_each, of_pairs, parse_kinds, read_image, seeded, to_float
 
 # %% ../nbs/15_table.ipynb #fe77e8c3
 @dataclass
@@ -27,11 +29,13 @@ class Table:
     def __post_init__(self):
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
             raise ValueError(f'images must be uint8 of shape (n, 3, h, w), got {self.images.dtype} {tuple(self.images.shape)}')
+        if self.labels.dtype != torch.int64: raise ValueError(f'labels must be int64, got {self.labels.dtype}')
         if self.labels.shape != (len(self.images), len(self.classes)):
             raise ValueError(f'{len(self.images)} images and {len(self.classes)} factors need labels of shape '
                              f'{(len(self.images), len(self.classes))}, got {tuple(self.labels.shape)}')
         for (f, names), column in zip(self.classes.items(), self.labels.T):
-            if not f or set(f) & set('-,'): raise ValueError(f"the name of a factor must not hold '-' or ',', which join names in kinds of pairs; got {f!r}")
+            if f in ('', 'none') or set(f) & set('-,'):
+                raise ValueError(f"the name of a factor must not hold '-' or ',', which join names in kinds of pairs, nor be 'none'; got {f!r}")
             if len(column) and not 0 <= column.min() <= column.max() < len(names): raise ValueError(f'{f}: labels must lie in 0..{len(names) - 1}')
 
     def __len__(self): return len(self.images)
@@ -56,43 +60,46 @@ SPLITS = ('train', 'valid', 'test')
 
 def _read_rows(path):
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is not a file; expected a CSV file with a header such as file,shape,colour')
-    with open(path, newline='', encoding='utf-8-sig') as f: rows = list(csv.DictReader(f))
+    with open(path, newline='', encoding='utf-8-sig') as f:
+        try: header, *rows = [[cell.strip() for cell in row] for row in csv.reader(f) if row] or [[]]
+        except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 ({e}); save it as UTF-8') from None
     if not rows: raise ValueError(f'{path} has no rows below its header')
+    if twice := [c for i, c in enumerate(header) if c and c in header[:i]]: raise ValueError(f'{path} has two columns {twice[0]!r}')
+    return [dict(zip_longest(header, row[:len(header)], fillvalue='')) for row in rows]
     return rows
 
 def _check_columns(path, rows, column, factors):
-    there = [c for c in rows[0] if c]
+    there = list(rows[0])
     if missing := [c for c in (column, *factors) if c not in there]:
         raise ValueError(f'{path} has no column {", ".join(map(repr, missing))}; its columns are {", ".join(there)}')
     if not factors: raise ValueError(f'{path} has no factors beside the column {column!r}')
     for i, row in enumerate(rows, 2):
-        if empty := [c for c in (column, *factors) if not (row[c] or '').strip()]: raise ValueError(f'{path}, line {i}: {empty[0]} is empty')
+        if empty := [c for c in (column, *factors) if not row[c]]: raise ValueError(f'{path}, line {i}: {empty[0]} is empty')
+        if row.get('split', 'train') not in SPLITS: raise ValueError(f'{path}, line {i}: split is {row["split"]!r}, expected {", ".join(SPLITS)}')
 
 def _class_names(path, factor, values):
     names = set(values)
     if len(names) < 2: raise ValueError(f'{path}: {factor} has one class only ({names.pop()}); leave it out with factors=')
-    try: return sorted(names, key=float)
-    except ValueError: return sorted(names)
+    try: return sorted(names, key=lambda name: (Fraction(name), name))
+    except (ValueError, ZeroDivisionError): return sorted(names)
 
 def _split_rows(path, rows, split):
     "Numbers of the rows of a split"
     if split is None: return list(range(len(rows)))
     if split not in SPLITS: raise ValueError(f'split must be one of {SPLITS} or None, got {split!r}')
     if 'split' in rows[0]:
-        keep = [i for i, row in enumerate(rows) if row['split'].strip() == split]
+        keep = [i for i, row in enumerate(rows) if row['split'] == split]
         if not keep: raise ValueError(f'{path}: no row has {split!r} in its column split')
         return keep
     order, a, b = np.random.default_rng(0).permutation(len(rows)), int(.8 * len(rows)), int(.9 * len(rows))
+    if len(rows) < 10: raise ValueError(f'{path} has {len(rows)} rows, too few to split them; 10 or more are needed, or a column split')
     return np.sort(dict(train=order[:a], valid=order[a:b], test=order[b:])[split]).tolist()
 
 # %% ../nbs/15_table.ipynb #cfe779b1
 def _read_images(files, size):
-    from PIL import Image, ImageOps
     if missing := [f for f in files if not f.is_file()]:
         raise FileNotFoundError(f'{len(missing)} of {len(files)} images are missing, the first is {missing[0]}; give the folder of the images as folder=')
-    def read(f):
-        with Image.open(f) as image: return np.array(ImageOps.fit(image.convert('RGB'), (size, size)))
-    return torch.from_numpy(np.stack([read(f) for f in files])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([read_image(f, size=size) for f in files])).permute(0, 3, 1, 2)
 
 def read_table(
     path: str | Path, # CSV file with a header
@@ -104,15 +111,15 @@ def read_table(
 ) -> Table:
     "The images that a CSV file lists, and their factors"
     rows = _read_rows(path)
-    factors = [c for c in rows[0] if c and c not in (column, 'split')] if factors is None else list(factors)
+    factors = [c for c in rows[0] if c and c not in (column, 'split')] if factors is None else [factors] if isinstance(factors, str) else list(factors)
     _check_columns(path, rows, column, factors)
-    values = {f: [row[f].strip() for row in rows] for f in factors}
+    values = {f: [row[f] for row in rows] for f in factors}
     classes = {f: _class_names(path, f, v) for f, v in values.items()}
     keep = _split_rows(path, rows, split)
     number = {f: {name: i for i, name in enumerate(names)} for f, names in classes.items()}
     labels = torch.tensor([[number[f][values[f][i]] for f in factors] for i in keep])
     home = Path(folder or Path(path).parent)
-    return Table(_read_images([home/rows[i][column].strip() for i in keep], size), labels, classes)
+    return Table(_read_images([home/rows[i][column] for i in keep], size), labels, classes)
 
 # %% ../nbs/15_table.ipynb #200eb670
 def shared_groups(

@@ -1,11 +1,12 @@
 "Readers of the real data's layouts, the cache under damage, and the command line: what needs files or processes"
 import os, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch
 from PIL import Image
 
-from disentangle_nb.overlay import PairStream, _mnist_stl10, load_source
+from disentangle_nb.overlay import PairLoader, PairStream, _mnist_stl10, load_source, make_grid, pair_dls
 
 data = Path(os.environ.get('DISENTANGLE_DATA', Path(__file__).parents[2]/'shared'/'data'))
 bin = Path(sys.executable).parent
@@ -134,3 +135,66 @@ def test_wrong_options_end_with_one_line(tmp_path, args, message):
     done = run('disentangle_run', *tiny, *args, '--out', str(tmp_path/'run'))
     [line] = [l for l in done.stderr.splitlines() if l.startswith('error: ')]
     assert done.returncode == 2 and message in line and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(digits=torch.zeros(40, 20, 28, dtype=torch.uint8)), 'square'),
+    (dict(photos=torch.zeros(40, 96, 96, 4, dtype=torch.uint8)), '3 colours'),
+    (dict(grid=make_grid(64, 28, 3, 3)), '8 names for the 9 locations')])
+def test_sources_that_cannot_be_composed_are_refused(change, message):
+    source = load_source(split='valid')
+    few = dict(digits=source.digits[:40], digit_labels=source.digit_labels[:40], photos=source.photos[::12][:40], photo_labels=source.photo_labels[::12][:40])
+    with pytest.raises(ValueError, match=message): replace(source, **few | change)
+
+
+def test_locations_that_coincide_are_refused():
+    with pytest.raises(ValueError, match='coincide'): make_grid(29)
+    source = load_source(split='valid')
+    one = replace(source, grid=make_grid(64, 28, 1, 1), classes=source.classes | {'DL': [0]})
+    with pytest.raises(ValueError, match='two locations'): PairStream(one, 'DC-BC', bs=4)
+    assert PairStream(one, 'DC-DL', bs=4).batch(0)[0].shape == (8, 3, 64, 64)
+
+
+def test_pairs_go_to_the_gpu_where_there_is_one(monkeypatch):
+    devices = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(PairLoader, 'to', lambda self, device: devices.append(device))
+    dls = pair_dls(load_source(split='valid'), load_source(split='valid'), bs=4, n_batches=1, n_valid=1)
+    assert devices == [torch.device('cuda')] * 2 and dls.device == torch.device('cuda')
+
+
+def test_own_folders_are_read_once_and_blank_digits_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path/'cache'))
+    for name in 'ab':
+        (tmp_path/'digits'/name).mkdir(parents=True)
+        for i in range(20): Image.fromarray(np.eye(28, dtype=np.uint8) * 200 + i).save(tmp_path/'digits'/name/f'{i}.png')
+    first = load_source(digits=tmp_path/'digits')
+    monkeypatch.setattr('disentangle_nb.overlay._read_folder', None)
+    assert torch.equal(load_source(digits=tmp_path/'digits').digits, first.digits)
+    monkeypatch.undo()
+    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path/'cache'))
+    Image.new('RGBA', (28, 28), (0, 0, 0, 0)).save(tmp_path/'digits'/'a'/'0.png')
+    with pytest.raises(ValueError, match='1 of 40 digits .* of one grey, the first is .*0.png'): load_source(digits=tmp_path/'digits')
+
+
+def test_an_interrupted_download_is_taken_up_again(tmp_path, monkeypatch):
+    from disentangle_nb import overlay
+    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path))
+    monkeypatch.delenv('DISENTANGLE_DATA', raising=False)
+    (tmp_path/'data'/'MNIST').mkdir(parents=True)
+    asked = []
+    monkeypatch.setattr('torchvision.datasets.MNIST', lambda path, train, download: asked.append(download) or overlay.os.stat(tmp_path/'missing'))
+    with pytest.raises(FileNotFoundError, match='not readable'): load_source('mnist_stl10')
+    (tmp_path/'own'/'MNIST').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match='not readable'): load_source('mnist_stl10', path=tmp_path/'own')
+    assert asked == [True, False]
+
+
+def test_a_cache_that_cannot_be_read_is_made_again(tmp_path, monkeypatch):
+    from disentangle_nb.overlay import cached
+    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path/'cache'))
+    assert cached('x', [], lambda: {'a': 1}) == {'a': 1}
+    file, = (tmp_path/'cache').glob('x-*.pt')
+    file.unlink()
+    file.mkdir()
+    with pytest.warns(UserWarning, match='made again'): assert cached('x', [], lambda: {'a': 2}) == {'a': 2}

@@ -4,8 +4,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from disentangle_nb.overlay import Augment
 from disentangle_nb.released import (crc32c, crc32c_by_byte, encode_example, encode_pair, frame, parse_example, read_tfrecord,
                                      released_pairs, released_shards, released_stream, shard_path, split_label, write_released, write_tfrecord)
+from disentangle_nb.run import train_stream
 from hypothesis import given, strategies as st
 
 floats = st.floats(width=32, allow_nan=False)
@@ -137,6 +139,16 @@ def test_kinds_that_do_not_fit_together(tmp_path):
     with pytest.raises(ValueError, match=r'different sizes: \[\(24, 40\), \(64, 64\)\]'): released_stream(tmp_path, 'DC-BC,DC-DL', bs=4)
     with pytest.raises(ValueError, match='takes 6 of DC-BC, of which there are 5'): released_stream(tmp_path, 'DC-BC', bs=6)
     with pytest.raises(ValueError, match='too small for 2 kind'): released_stream(tmp_path, 'DC-BC,DC-DL', bs=3)
+    with pytest.raises(ValueError, match='cannot be mirrored'): released_stream(tmp_path, 'DC-BC', bs=2, augment=Augment(flip=True))
+
+
+def test_options_that_released_pairs_cannot_follow(tmp_path):
+    write_released(tmp_path, 'DC-BC', 'train', smooth_pairs(5), 1)
+    config = dict(kinds=['DC-BC'], bs=2, seed=0, contrast=.2, shift=.1, flip=False, released=tmp_path, crop='centre', same='class', size=64)
+    assert train_stream(config, None).batch(0)[0].shape == (4, 3, 64, 64)
+    with pytest.raises(ValueError, match='give --size 64'): train_stream(config | {'size': 32}, None)
+    for option in ({'crop': 'random'}, {'same': 'instance'}):
+        with pytest.raises(ValueError, match='made already'): train_stream(config | option, None)
 
 
 def test_wrong_names_are_no_shards(tmp_path):

@@ -1,0 +1,50 @@
+"CSV files as people write them"
+import numpy as np, pytest, torch
+from PIL import Image
+
+from disentangle_nb.table import Table, read_table
+
+
+@pytest.fixture
+def written(tmp_path):
+    for i in range(12): Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(tmp_path/f'{i}.png')
+    def write(header, row, encoding='utf-8'):
+        (tmp_path/'t.csv').write_text('\n'.join([header, *(row.format(i, i % 2) for i in range(12))]), encoding=encoding)
+        return tmp_path/'t.csv'
+    return write
+
+
+def test_spaces_around_names_do_not_matter(written):
+    table = read_table(written('file, shape , split', '{0}.png, {1}, train'), size=8)
+    assert list(table.classes) == ['shape'] and len(table) == 12
+
+
+@pytest.mark.parametrize('header, row, message', [
+    ('file,a,split', '{0}.png,{1},trian', "line 2: split is 'trian'"),
+    ('file,a,a', '{0}.png,{1},{1}', "two columns 'a'"),
+    ('file,a', '{0}.png', 'line 2: a is empty'),
+    ('file,none', '{0}.png,{1}', "nor be 'none'")])
+def test_mistakes_are_named(written, header, row, message):
+    with pytest.raises(ValueError, match=message): read_table(written(header, row), size=8)
+
+
+def test_other_encodings_are_named(written):
+    with pytest.raises(ValueError, match='t.csv is not UTF-8'): read_table(written('file,a', '{0}.png,ä{1}', 'latin-1'), size=8)
+
+
+def test_few_rows_without_a_split(written):
+    path = written('file,a', '{0}.png,{1}')
+    path.write_text('\n'.join(path.read_text().splitlines()[:5]))
+    with pytest.raises(ValueError, match='4 rows, too few to split'): read_table(path, 'valid', size=8)
+    assert len(read_table(path, None, 'a', size=8)) == 4
+
+
+def test_order_of_classes_is_that_of_numbers_then_of_text(written):
+    path = written('file,a', '{0}.png,{1}')
+    names = lambda values: (path.write_text('\n'.join(['file,a', *(f'{i}.png,{v}' for i, v in enumerate(values))])), read_table(path, None, size=8).classes['a'])[1]
+    assert names(['10', '2', '1.0', '1', '01']) == ['01', '1', '1.0', '2', '10']
+    assert names(['10', 'nan', '2']) == ['10', '2', 'nan']
+
+
+def test_labels_are_whole_numbers():
+    with pytest.raises(ValueError, match='int64'): Table(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 1), {'a': ['x', 'y']})
