@@ -30,6 +30,8 @@ def run_nb(path):
     cfg, start = get_config(), time.time()
     flags = set(cfg.tst_flags.split())
     shell, nb = CaptureShell(path), NBProcessor(path, rm_directives=False).nb
+    for cell in nb.cells:
+        if not is_kept(cell, flags): cell.outputs = []
     try:
         with working_directory(path.parent): shell.run_all(nb, exc_stop=True, preproc=lambda cell: is_kept(cell, flags))
     except Exception: return print(shell.prettytb(fname=path), file=sys.stderr)

@@ -258,9 +258,9 @@ _STYLE = '''
 :root { color-scheme: light dark; --line: light-dark(#ccc, #555); --soft: light-dark(#666, #aaa); }
 body { margin: 0; padding: .8rem 1rem; font: 15px/1.4 system-ui, sans-serif; background: light-dark(#fff, #1b1b1b); color: light-dark(#222, #eee); }
 main { display: flex; flex-wrap: wrap; gap: 1.2rem; }
-.map { flex: 1 1 340px; max-width: 720px; min-width: 0; }
+.map { flex: 1 1 270px; max-width: 720px; min-width: 0; }
 canvas { width: 100%; aspect-ratio: 1; border: 1px solid var(--line); border-radius: 6px; touch-action: manipulation; cursor: crosshair; }
-.side { flex: 1 1 300px; max-width: 460px; }
+.side { flex: 1 1 290px; max-width: 460px; }
 form { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; margin-bottom: .6rem; }
 select { font: inherit; margin-left: .3rem; }
 .thumb { display: inline-block; vertical-align: top; border-radius: 4px; margin: 0 3px 3px 0; image-rendering: auto; }

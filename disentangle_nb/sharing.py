@@ -15,7 +15,7 @@ from fastcore.script import call_parse
 
 from .model import SlicedModel
 from .overlay import write_atomic
-from .results import Run, results_table, write_json
+from .results import Run, read_whole, results_table, write_json
 from .run import arguments, disentangle_run, fail_plainly, model_of
 
 # %% ../nbs/16_sharing.ipynb #86441a44
@@ -111,13 +111,16 @@ def _frame(z, factors, names, slices):
     return pd.DataFrame(columns | {f: factors[:, j] for j, f in enumerate(names)})
 
 # %% ../nbs/16_sharing.ipynb #442fe7d7
+def _weights(path): return torch.load(path, weights_only=True, map_location='cpu')
+
 def save_hub(
     run: Run, # finished
     folder: str | Path # new, or one that may be overwritten
 ) -> Path: # the folder
     "Write card, weights, options, scorecard and embeddings into a folder as hubs take it"
     folder = Path(folder)
-    weights = torch.load(run.folder/'weights.pt', weights_only=True)
+    if folder.resolve() == run.folder.resolve(): raise ValueError(f'{folder} is the folder of the run itself, whose options would be overwritten; choose another')
+    weights = read_whole(run.folder/'weights.pt', _weights)
     for name in ('weights.pt', 'embeddings.npz', 'scorecard.json'): write_atomic(folder/name, (run.folder/name).read_bytes())
     write_json(folder/'config.json', without_folders(run.config))
     if find_spec('safetensors'):
@@ -136,8 +139,8 @@ def load_model(
     folder = Path(folder)
     if missing := [n for n in ('config.json', 'weights.pt') if not (folder/n).is_file()]:
         raise FileNotFoundError(f'{folder} holds no {missing[0]}; expected a folder that disentangle_run or disentangle_share wrote')
-    model = model_of(json.loads((folder/'config.json').read_text()))
-    model.load_state_dict(torch.load(folder/'weights.pt', weights_only=True, map_location='cpu'))
+    model = read_whole(folder/'config.json', lambda path: model_of(json.loads(path.read_text())))
+    model.load_state_dict(read_whole(folder/'weights.pt', _weights))
     return model.eval()
 
 # %% ../nbs/16_sharing.ipynb #cfeea32b

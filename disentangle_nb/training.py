@@ -213,6 +213,10 @@ class Checkpoint(Callback):
                 ):
         self.folder, self.keep = Path(folder), keep
 
+    def before_fit(self):
+        if not self.checkpoints and any(self.folder.glob('checkpoint-*.pt')):
+            raise FileExistsError(f'{self.folder} holds checkpoints of another training: go on from them with restore(learn, last_state(folder)), or choose another folder')
+
     def after_epoch(self):
         path = self.folder/f'checkpoint-{self.dls.train.position:07d}.pt'
         save_checked(checkpoint_state(self.learn), path)
@@ -307,6 +311,7 @@ class StopOnSignal(Callback):
 
     def after_batch(self):
         if self.training and self.iter < self.n_iter - 1 and self.asked():
+            self.history.flush()
             if hasattr(self, 'checkpoint'): self.checkpoint.after_epoch()
             self.stop()
 
@@ -387,11 +392,11 @@ class PairLearner(Learner):
                fname: str = 'export.pkl', # file in `path`
                **kwargs # of fastai's `export`
               ):
-        "fastai's, without images and without the probe"
-        dls, self.dls = self.dls, NoPairLoaders(self.dls)
+        "fastai's, without images, the probe and the folder"
+        dls, folder, self.dls, self.history.folder = self.dls, self.history.folder, NoPairLoaders(self.dls), None
         try:
-            with self.without(ProbeEvery): super().export(fname, **kwargs)
-        finally: self.dls = dls
+            with self.without(ProbeEvery, Checkpoint): super().export(fname, **kwargs)
+        finally: self.dls, self.history.folder = dls, folder
 
 # %% ../nbs/05_training.ipynb #f7e14c8f
 def disentangle_learner(
@@ -595,12 +600,13 @@ def distribute(
 @torch.no_grad()
 def embed_pairs(
     model: nn.Module, # from images to `(n, D)` embeddings
-    stream, # of batches of pairs
+    stream, # of batches of pairs; those of all ranks for a `RankStream`
     n_pairs: int = 10_000 # at least so many, from the stream's beginning
 ) -> tuple: # first and second views, `(n, D)` each, on the CPU
     "Embeddings of pairs, in evaluation mode"
     training = model.training
     model.eval()
+    if isinstance(stream, RankStream): stream = stream.stream
     halves = [model(stream.batch(b)[0]).cpu().chunk(2) for b in range(-(-n_pairs // stream.bs))]
     model.train(training)
     return tuple(map(torch.cat, zip(*halves)))
@@ -614,7 +620,7 @@ def cluster_pairs(
     "k-means of pairs"
     u0, u1 = (unit(z).numpy() for z in (z0, z1))
     if len(u0) < n: raise ValueError(f'{n} clusters need as many pairs, got {len(u0)}')
-    means = KMeans(n, n_init=20, random_state=seed).fit((u0 + u1) / 2)
+    means = KMeans(n, n_init=20, random_state=seed % 2**32).fit((u0 + u1) / 2)
     return unit(torch.as_tensor(means.cluster_centers_)), adjusted_mutual_info_score(means.predict(u0), means.predict(u1))
 
 # %% ../nbs/05_training.ipynb #ae3492a4
@@ -645,7 +651,7 @@ class FindKinds(Callback):
     def __init__(self,
                  at: int, # step, from 0
                  n_kinds: int, # how many kinds there are
-                 n_pairs: int = 10_000, # to look at
+                 n_pairs: int = 10_000, # to look at; more if the mixture needs more
                  seed: int = 0 # of the mixture's starts
                 ):
         self.at, self.n_kinds, self.n_pairs, self.seed, self.mixture = at, n_kinds, n_pairs, seed, None
@@ -659,8 +665,11 @@ class FindKinds(Callback):
         for name, saved in state.items(): getattr(self, name).load_state_dict(saved)
 
     def find(self):
-        z0, z1 = embed_pairs(self.learn.model, self.dls.train.stream, self.n_pairs)
-        return KindMixture(self.n_kinds, z0.shape[1]).fit(z0, z1, seed=self.seed).state_dict()
+        some = partial(embed_pairs, self.learn.model, self.dls.train.stream)
+        z0, z1 = some(self.n_pairs)
+        dim = z0.shape[1]
+        if len(z0) < (least := 10 * self.n_kinds * dim): z0, z1 = some(least)
+        return KindMixture(self.n_kinds, dim).fit(z0, z1, seed=self.seed).state_dict()
 
     @torch.no_grad()
     def before_batch(self):

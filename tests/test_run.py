@@ -1,0 +1,142 @@
+"Runs: options that are refused at once, and folders that lose nothing"
+import inspect, shutil, signal
+
+import matplotlib.pyplot as plt, pytest, torch
+from fastai.learner import load_learner
+
+from disentangle_nb.losses import DisentangleLoss
+from disentangle_nb.model import SlicedModel
+from disentangle_nb.overlay import DamagedFile, PairStream, RankStream, load_source, pair_dls
+from disentangle_nb.probing import card_from_accuracy
+from disentangle_nb.results import Run, floors, plot_losses, results_table
+from disentangle_nb.run import disentangle_run, run_options
+from disentangle_nb.sharing import load_model, save_hub
+from disentangle_nb.training import Interrupted, disentangle_learner, embed_pairs, train
+
+DEFAULTS = {k: p.default for k, p in inspect.signature(disentangle_run).parameters.items() if k not in ('out', 'resume', 'quiet')}
+TINY = dict(data='embedded', steps=6, bs=12, size=32, epoch=3, dim=12, threads=1, precision='fp32', crop='random')
+
+
+def go(folder, resume=False, **options): return run_options(DEFAULTS | TINY | options, folder, resume, True)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory): return go(tmp_path_factory.mktemp('runs')/'three', kinds='DC-BC,DC-DL,DL-BC', base='routed', slices='3').folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path): return shutil.copytree(finished, tmp_path/'copy')
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(start=6), 'start must be before the last of the 6 steps'), (dict(lam=float('nan')), 'lam must be 0 or more'), (dict(lam=-1), 'lam must be'),
+    (dict(lr=0), 'lr must be positive'), (dict(lr=float('inf')), 'lr must be'), (dict(wd=-1), 'wd must be'), (dict(tau=float('inf')), 'tau must be'),
+    (dict(contrast=5), 'contrast must be between 0 and 1'), (dict(shift=float('inf')), 'shift must be'),
+    (dict(kinds='none'), 'share no factor'), (dict(kinds='DC,BC,none', base='inferred', start=3), 'leave out the kind none'),
+    (dict(kinds='DC,BC', base='inferred', start=3, slices='4,4,4'), r'2 \(DC, BC\), got 3; give --slices 2'),
+    (dict(kinds='DC,BC', base='routed', slices='3'), 'give --slices 2')])
+def test_wrong_options_are_refused_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message): go(tmp_path/'run', **options)
+    assert not (tmp_path/'run').exists()
+
+
+def test_an_option_that_fails_later_does_not_take_the_folder(tmp_path):
+    with pytest.raises(ValueError): go(tmp_path/'run', reg='infomin', slices='4,8')
+    assert (go(tmp_path/'run', steps=3).folder/'figure.png').exists()
+
+
+def test_images_are_those_that_were_embedded(finished):
+    run = Run(finished)
+    for part in ('train', 'test'):
+        x = run.images(part)[:64].float() / 255 * 4 - 2
+        with torch.no_grad(): z = load_model(finished)(x)
+        torch.testing.assert_close(z, torch.as_tensor(run.parts[part][0][:64]), atol=1e-4, rtol=1e-4)
+
+
+def test_tables_have_a_column_for_each_slice(finished):
+    table = results_table([Run(finished)])
+    assert table.splitlines()[0].count('r_2') == 3
+
+
+def test_baseline_is_of_the_same_data_and_factors(finished):
+    run, other = Run(finished), Run(finished)
+    other.config = run.config | {'reg': 'none', 'base': 'sub'}
+    r3 = lambda: results_table([other, run]).splitlines()[-1].split('|')[-3].strip()
+    assert r3() == '0.0'
+    other.config |= {'data': 'mnist_stl10'}
+    assert r3() == ''
+
+
+def test_floors_are_drawn_where_they_hold(finished):
+    run = Run(finished)
+    assert floors(run) == {}
+    run.config |= {'base': 'sub', 'kinds': ['DC-DL']}
+    run.card = card_from_accuracy({'r': {'DC': 90., 'DL': 90., 'BC': 10.}, 'r_0': {'DC': 90., 'DL': 10., 'BC': 10.}}, {'DC': 10., 'DL': 12.5, 'BC': 10.}, shared=('DC', 'DL'))
+    assert floors(run) == {'DL': 8, 'DC': 10, 'DC and DL': 80}
+    for row in run.steps: row['infomin'] = -row['loss']
+    assert plot_losses(run).get_yscale() == 'linear'
+    plt.close('all')
+
+
+def test_hub_folder_is_not_the_run_folder(finished):
+    before = (finished/'config.json').read_bytes()
+    with pytest.raises(ValueError, match='choose another'): save_hub(Run(finished), finished)
+    assert (finished/'config.json').read_bytes() == before
+
+
+def test_missing_figure_is_drawn(copied):
+    (copied/'figure.png').unlink()
+    go(copied, True, kinds='DC-BC,DC-DL,DL-BC', base='routed', slices='3')
+    assert (copied/'figure.png').exists()
+
+
+@pytest.mark.parametrize('name, use', [('weights.pt', load_model), ('weights.pt', lambda f: save_hub(Run(f), f/'hub')), ('embeddings.npz', lambda f: Run(f).parts),
+                                       ('scorecard.json', Run), ('config.json', Run), ('steps.csv', lambda f: Run(f).steps)])
+def test_damaged_files_are_named(copied, name, use):
+    whole = (copied/name).read_bytes()
+    (copied/name).write_bytes(whole[:len(whole) // 2] if name != 'steps.csv' else whole.replace(b'0.', b'x', 1))
+    with pytest.raises(DamagedFile, match=f'{name} is damaged'): use(copied)
+
+
+def learner(folder=None, **kwargs):
+    torch.manual_seed(0)
+    dls = pair_dls(load_source(size=32), load_source(split='valid', size=32), bs=6, n_batches=5, n_valid=1, device='cpu')
+    return disentangle_learner(dls, SlicedModel(dim=8, size=32), DisentangleLoss(), folder=folder, **kwargs)
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path):
+    train(learner(tmp_path), 2, progress=False)
+    kept = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match='another training'): train(learner(tmp_path), 2, progress=False)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == kept
+
+
+def test_an_exported_learner_knows_no_folder(tmp_path):
+    learn = learner(tmp_path/'run')
+    train(learn, 2, progress=False)
+    kept = {p.name: p.read_bytes() for p in (tmp_path/'run').iterdir()}
+    learn.path = tmp_path
+    learn.export()
+    assert learn.history.folder == tmp_path/'run' and hasattr(learn, 'checkpoint')
+    loaded = load_learner(tmp_path/'export.pkl')
+    loaded.dls = learner().dls
+    train(loaded, 4, progress=False)
+    assert {p.name: p.read_bytes() for p in (tmp_path/'run').iterdir()} == kept
+
+
+def test_steps_before_an_interrupt_stay_in_the_history(monkeypatch):
+    learn = learner()
+    losses, step = [], learn.loss_func.loss.forward
+    def interrupted(*args):
+        losses.append(len(losses))
+        if len(losses) == 3: signal.raise_signal(signal.SIGINT)
+        return step(*args)
+    monkeypatch.setattr(learn.loss_func.loss, 'forward', interrupted)
+    with pytest.raises(Interrupted): train(learn, 5, progress=False)
+    train(learn, 5, progress=False)
+    assert [int(row['step']) for row in learn.history.steps] == [0, 1, 2, 3, 4]
+
+
+def test_ranks_embed_the_pairs_of_all():
+    stream, model = PairStream(load_source(split='valid', size=32), 'DC-BC,DL', bs=8), SlicedModel(dim=8, size=32)
+    for a, b in zip(embed_pairs(model, RankStream(stream, 1, 2), 20), embed_pairs(model, stream, 20)): assert torch.equal(a, b)
