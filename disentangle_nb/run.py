@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'SPANS', 'chip', 'hardware', 'versions', 'use_bf16', 'load_sources', 'train_stream', 'model_of', 'callbacks',
-           'make_learner', 'check_folder', 'is_finished', 'begin', 'finish', 'picture', 'run', 'check_least',
+           'make_learner', 'check_folder', 'is_finished', 'begin', 'finish', 'picture', 'run', 'check_numbers',
            'fail_plainly', 'ranks', 'run_options', 'disentangle_run', 'arguments', 'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #ab6fd3a6
@@ -187,17 +187,17 @@ LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidd
 
 SPANS = dict(lam=(0, inf), wd=(0, inf), shift=(0, inf), contrast=(0, 1)) # smallest and largest values; finite
 
-def check_least(
+def check_numbers(
     options: dict # of `disentangle_run`
 ):
     "Check that numbers are finite, and in their range"
+    for k, least in LEAST.items():
+        if options[k] is not None and options[k] < least: raise ValueError(f'{k} must be {least} or more, got {options[k]}')
     for k, (low, high) in SPANS.items():
         if not low <= options[k] <= high or options[k] == inf: raise ValueError(f'{k} must be {f"{low} or more" if high == inf else f"between {low} and {high}"} and finite, got {options[k]}')
     for k in ('lr', 'tau'):
         if not 0 < options[k] < inf: raise ValueError(f'{k} must be positive and finite, got {options[k]}')
     if options['start'] >= options['steps']: raise ValueError(f'start must be before the last of the {options["steps"]} steps, got {options["start"]}')
-    for k, least in LEAST.items():
-        if options[k] is not None and options[k] < least: raise ValueError(f'{k} must be {least} or more, got {options[k]}')
 
 # %% ../nbs/09_run.ipynb #675d6f13
 def fail_plainly(
@@ -226,7 +226,7 @@ def run_options(
     quiet: bool # no progress bar and no table
 ) -> Run: # None on other ranks than the first
     "Check the options, and run"
-    check_least(options)
+    check_numbers(options)
     for name, value, known in (('regulariser', options['reg'], REGULARIZERS), ('contrastive loss', options['base'], BASES)):
         if value not in known: raise ValueError(f'unknown {name} {value!r}: choose one of {", ".join(known)}')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])

@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from .infonce import GroupShare, gather, sharing, unit
-from .model import KindMixture, split_slices
+from .model import KindMixture, evaluating, split_slices
 from .overlay import DamagedFile, PairLoader, RankStream, load_checked, save_checked, show_images, write_atomic
 
 # %% ../nbs/05_training.ipynb #c10cbf13
@@ -604,11 +604,8 @@ def embed_pairs(
     n_pairs: int = 10_000 # at least so many, from the stream's beginning
 ) -> tuple: # first and second views, `(n, D)` each, on the CPU
     "Embeddings of pairs, in evaluation mode"
-    training = model.training
-    model.eval()
     if isinstance(stream, RankStream): stream = stream.stream
-    halves = [model(stream.batch(b)[0]).cpu().chunk(2) for b in range(-(-n_pairs // stream.bs))]
-    model.train(training)
+    with evaluating(model): halves = [model(stream.batch(b)[0]).cpu().chunk(2) for b in range(-(-n_pairs // stream.bs))]
     return tuple(map(torch.cat, zip(*halves)))
 
 def cluster_pairs(
