@@ -20,9 +20,9 @@ $(INSTALLED): settings.ini setup.py .ci/constraints.txt
 	touch $@
 
 demo: $(INSTALLED) ## Train without a regulariser, with Hess and with routing and whitened HSIC on the embedded data, then compare (6 to 8 minutes)
-	$(BIN)/disentangle_run --data embedded --kinds DC-BC --steps 1000 --reg none --out runs/demo/none
-	$(BIN)/disentangle_run --data embedded --kinds DC-BC --steps 1000 --reg hess --lam 0.1 --out runs/demo/hess
-	$(BIN)/disentangle_run --data embedded --kinds DC,BC --steps 700 --bs 256 --dim 20 --base routed --heads --reg hsic_white --lam 30 --warmup 200 --out runs/demo/routed
+	$(BIN)/disentangle_run --data embedded --kinds DC-BC --steps 1000 --reg none --out runs/demo/none --resume
+	$(BIN)/disentangle_run --data embedded --kinds DC-BC --steps 1000 --reg hess --lam 0.1 --out runs/demo/hess --resume
+	$(BIN)/disentangle_run --data embedded --kinds DC,BC --steps 700 --bs 256 --dim 20 --base routed --heads --reg hsic_white --lam 30 --warmup 200 --out runs/demo/routed --resume
 	$(BIN)/disentangle_report runs/demo/none runs/demo/hess runs/demo/routed --out runs/demo/report
 
 test: $(INSTALLED) ## Run every notebook and test, check that nothing is out of sync, build the site

@@ -7,7 +7,7 @@ __all__ = ['OTHERS', 'lightly_loss', 'metric_learning_loss', 'make_loss', 'one_s
            'measure_apart', 'machine', 'table', 'bench']
 
 # %% ../nbs/14_bench.ipynb #5bb00397
-import importlib, json, platform, re, resource, subprocess, sys, time
+import importlib, json, platform, re, subprocess, sys, time
 from pathlib import Path
 
 import torch
@@ -57,11 +57,13 @@ def one_step(
 
 def peak_memory(
     device:str, # 'cpu' or 'cuda'
-)->int: # Bytes
+)->int: # Bytes; 0 on Windows
     "The largest memory held so far"
     if device != 'cpu': return torch.cuda.max_memory_allocated()
     status = Path('/proc/self/status')
     if status.exists(): return 1024 * int(re.search(r'VmHWM:\s+(\d+)', status.read_text())[1])
+    if sys.platform == 'win32': return 0
+    import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 def measure(
@@ -88,6 +90,7 @@ def limit_memory(
     gib:float, # Address space of this process, GiB
 ):
     "Make allocations beyond a limit fail"
+    import resource
     resource.setrlimit(resource.RLIMIT_AS, (int(gib * 2**30),) * 2)
 
 def measure_apart(

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib, matplotlib.pyplot as plt
 import numpy as np
 
-from .findings import mean_and_spread
+from .findings import BESIDE, mean_and_spread
 from .probing import Scorecard, ideal_scorecard, markdown_table
 from .study import card_of
 
@@ -36,7 +36,7 @@ def group_runs(
     "Records that differ in nothing but the seed, under a name with what tells the groups apart"
     groups = {}
     for r in records:
-        key = frozenset((k, v) for k, v in r['options'].items() if k not in ('seed', 'threads', 'probe_every'))
+        key = frozenset((k, v) for k, v in r['options'].items() if k not in BESIDE)
         groups.setdefault(key, []).append(r)
     named = {_title(rows[0]): sorted(rows, key=lambda r: r['seed']) for rows in groups.values()}
     if len(named) < len(groups): raise ValueError(f'records differ in an option that no title names: {[_title(rows[0]) for rows in groups.values()]}')
@@ -51,7 +51,7 @@ def _title(r):
 
 # %% ../nbs/21_beyond.ipynb #dfa09454
 def leaderboard_rows(
-    records: list, # of studies, with runs without a regulariser for the same seeds
+    records: list, # of studies, with runs without a regulariser for R3
     told: str | None = None # only this supervision
 ) -> list: # of dictionaries, numbers as lists over seeds, the largest gap first
     "One row for each method and its options"
@@ -60,7 +60,7 @@ def leaderboard_rows(
         cards, mlp = [card_of(r, records) for r in runs], [card_of(r, records, 'scorecard_mlp') for r in runs]
         gaps = [total_gap(c) for c in cards]
         chosen = min(range(len(runs)), key=lambda i: runs[i]['between_slices'].get('cka', 0))
-        values = {'gap': gaps, 'R1': [c.R1 for c in cards], 'R1 MLP': [c.R1 for c in mlp], 'R2': [c.R2 for c in cards], 'R3': [c.R3 for c in cards],
+        values = {'gap': gaps, 'R1': [c.R1 for c in cards], 'R1 MLP': [c.R1 for c in mlp], 'R2': [c.R2 for c in cards], 'R3': [c.R3 for c in cards if c.R3 is not None],
                   'seconds': [r['seconds'] for r in runs]}
         rows.append({'method': name, 'told': supervision(runs[0]), 'seeds': len(runs), 'worst': min(gaps), 'chosen': gaps[chosen],
                      'reached': sum(g >= 110 for g in gaps), **values})
@@ -94,6 +94,9 @@ def plot_slices(
     fig, axes = plt.subplots(2, len(groups), figsize=(1.9 * len(groups), 3.4), squeeze=False, layout='constrained')
     for (name, runs), column in zip(groups.items(), axes.T):
         for ax, probe, key in zip(column, names, ('scorecard', 'scorecard_mlp')):
+            if not isinstance(runs, list) and probe != names[0]:
+                ax.set_axis_off()
+                continue
             factors, values = by_slice([Scorecard.from_dict(r[key]) for r in runs] if isinstance(runs, list) else [runs])
             mean = values[:, 1:].mean(0)
             ax.imshow(mean, cmap='Blues', vmin=0, vmax=100)
@@ -109,6 +112,7 @@ def slice_accuracy_table(
     runs: list # records of one method
 ) -> str: # Markdown
     "Accuracy in each factor, by linear probes and by MLPs, of the whole and of the slice matched to each factor, below the poster's ideal"
+    if len(groups := group_runs(runs)) > 1: raise ValueError(f'a table is of one method, got {", ".join(groups)}')
     (factors, linear), (_, mlp) = (by_slice([Scorecard.from_dict(r[part]) for r in runs]) for part in ('scorecard', 'scorecard_mlp'))
     wanted, ideal = by_slice([ideal_scorecard()])
     names = lambda factors: ['r', *(f'{f} slice' for f in factors)]

@@ -177,9 +177,9 @@ class Run:
 def with_baseline(
     runs: list # of `Run`, or anything with `config`, `card` and `title`
 ) -> list: # a scorecard for each
-    "Scorecards, with R3 against the first run without a regulariser on the same data and factors, if there is one"
+    "Scorecards, with R3 against the first run without a regulariser of the same data, length and factors, if there is one"
     bases = [r for r in runs if r.config['reg'] == 'none' and r.config['base'] == 'sub']
-    like = lambda a, b: a.config['data'] == b.config['data'] and set(a.card.match) == set(b.card.match)
+    like = lambda a, b: all(a.config[k] == b.config[k] for k in ('data', 'steps', 'bs')) and set(a.card.match) == set(b.card.match)
     found = [next((b.card for b in bases if like(b, r)), None) for r in runs]
     return [r.card if base is None else r.card.with_baseline(base) for r, base in zip(runs, found)]
 

@@ -262,7 +262,7 @@ def disentangle_run(
     hidden: int = 0, # Width of the projection's hidden layer, 0 for a linear projection
     heads: bool = False, # A projection for each slice instead of one for all
     no_final_norm: bool = False, # Leave out the batch norm that ends the projection
-    arch: str = 'small', # Encoder: small, or a ResNet of torchvision by name
+    arch: str = 'small', # Encoder: small, a key of disentangle_nb.model.ENCODERS, or a ResNet of torchvision by name
     size: int = 64, # Side of the image, pixels
     crop: str = 'centre', # Crop of the photograph in training: centre or random
     flip: bool = False, # Mirror the photograph half of the time

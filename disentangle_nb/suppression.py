@@ -44,7 +44,7 @@ def plot_learning(
         ax.set_title(title, fontsize=9)
         ax.set_xlabel('steps', fontsize=8)
     for ax in axes[:, 0]: ax.set_ylabel('accuracy, percent', fontsize=8)
-    axes[0, 0].legend(fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return fig
 
 # %% ../nbs/22_suppression.ipynb #b709d3fe

@@ -146,15 +146,48 @@ def test_agreement_is_the_best_matching_of_the_debiased_cka_table():
     assert np.isnan(seed_agreement(x, y, 3, n_boot=0)["low"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is not measured on Windows")
 def test_no_kernel_matrix_is_kept():
     code = """
-import resource, torch
+import torch
+from disentangle_nb.bench import peak_memory
 from disentangle_nb.dependence import distance_correlation
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 distance_correlation(torch.randn(100, 8), torch.randn(100, 8))
-before, n = peak(), 9000
+before, n = peak_memory("cpu"), 9000
 distance_correlation(torch.randn(n, 8), torch.randn(n, 8))
-print((peak() - before) / (8 * n * n))
+print((peak_memory("cpu") - before) / (8 * n * n))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert float(out) < 0.4  # a whole float64 matrix would be 1
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_p_does_not_change_with_the_units(kernel):
+    x, y = ref.random_pair(0, n=60)
+    want = [independence_test(x, other, kernel, n_perm=39) for other in (x, y)]
+    for scale in (1e-13, 1e10, 1e20): assert [independence_test(scale * x, scale * other, kernel, n_perm=39) for other in (x, y)] == want
+    assert want[0] == 1 / 40
+
+
+def test_a_test_without_a_statistic_is_refused():
+    x, y = ref.random_pair(0)
+    for width in (0, -1, np.nan, np.inf, (1, 0)):
+        for f in (hsic, independence_test):
+            with pytest.raises(ValueError, match="finite and positive"): f(x, y, bandwidth=width)
+    for rows in (0, 2, 3):
+        with pytest.raises(ValueError, match=f"max_rows={rows}"): independence_test(x, y, max_rows=rows)
+
+
+def test_half_samples_need_eight_rows():
+    x, _ = ref.random_pair(0, n=7)
+    x = np.c_[x, x]
+    for f in (slice_dependence, lambda x, **kw: seed_agreement(x, x, **kw)):
+        with pytest.raises(ValueError, match="8 rows or more, got 7: n_boot=0"): f(x)
+        assert f(x, n_boot=0)
+    with pytest.raises(ValueError, match="8 rows or more, got 5"): seed_agreement(*[np.repeat(x, 9, 0)] * 2, max_rows=5)
+
+
+def test_float64_is_not_rounded():
+    x, y = ref.random_pair(0)
+    for kernel in KERNELS: assert cka(x + 1e7, y, kernel) == pytest.approx(cka(x, y, kernel), abs=1e-6)
+    assert seed_agreement(np.c_[x, x] + 1e7, np.c_[x, x], n_boot=0)["agreement"] == pytest.approx(1)

@@ -7,7 +7,7 @@ from execnb.nbio import read_nb
 from execnb.shell import CaptureShell
 from fastcore.xtras import working_directory
 
-from disentangle_nb.study import expand, find_record, read_records
+from disentangle_nb.study import expand, read_records, recorded
 
 root = Path(__file__).parents[1]
 studies = [p for p in sorted((root/'results').glob('*.json')) if 'grid' in json.loads(p.read_text())]
@@ -48,6 +48,10 @@ def test_records_belong_to_their_study(study):
         said = {k: v for k, v in r['options'].items() if k in ('reg', 'base', 'seed', 'bs', 'steps', 'dim', 'hidden', 'tau', 'flip', 'data')}
         assert said == {k: r['config'][k] for k in said}
     assert len({json.dumps(r['options'], sort_keys=True) for r in records}) == len(records)
+
+
+@pytest.mark.parametrize('study', studies, ids=lambda p: p.stem)
+def test_every_record_is_listed(study): assert len(recorded(study)) == len(read_records(study.with_suffix('.jsonl')))
 
 
 @pytest.mark.parametrize('study', studies, ids=lambda p: p.stem)

@@ -1,9 +1,12 @@
-"A study through submitit, as it would go to a cluster, and one whose process is killed."
-import json, os, signal, subprocess, sys, time
+"A study through submitit, as it would go to a cluster; one whose process is killed; and failures, with runs that are only pretended."
+import json, os, signal, subprocess, sys, threading, time
+from zipfile import BadZipFile
 
 import pytest
 
-from disentangle_nb.study import read_records, run_study
+import disentangle_nb.study as study
+from disentangle_nb.probing import card_from_accuracy
+from disentangle_nb.study import make_executor, read_records, run_study
 
 tiny = {'name': 'tiny', 'recipe': {'steps': 4, 'bs': 8, 'size': 32, 'epoch': 2, 'threads': 1}, 'grid': [{'reg': 'none'}]}
 
@@ -23,6 +26,18 @@ def test_submitit_makes_the_same_record(table):
     assert lines[0].startswith('[1/1] none_s0')
 
 
+def test_submitit_keeps_to_the_number_of_jobs(tmp_path):
+    pytest.importorskip('submitit')
+    executor, begun, done_before = make_executor('submitit-local', 1, tmp_path), [], []
+    def submit(task):
+        done_before.append([job.done() for job in begun])
+        begun.append(executor.submit(time.time))
+        return begun[-1]
+    assert [task for task, _ in study.completed(submit, [0, 1], 1)] == [0, 1]
+    assert done_before == [[], [True]]
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='a POSIX system is needed: the command and its runs are killed as one group')
 def test_killed_study_goes_on(table):
     "The command is killed with its run at work; the same command then finishes"
     code = f'from disentangle_nb.study import run_study; run_study({str(table)!r}, {str(table.parent/"runs")!r})'
@@ -34,3 +49,65 @@ def test_killed_study_goes_on(table):
     first.wait()
     assert log.exists() and read_records(table.with_suffix('.jsonl')) == []
     assert len(run_study(table, table.parent/'runs')) == 1
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    "A function that writes a study of a grid; its runs take no time, and stronger weights leak less"
+    def pretended(run, options):
+        leak = 50 / options.get('lam', 1)
+        card = card_from_accuracy({'r': {'DC': 90., 'BC': 60.}, 'r_0': {'DC': 90., 'BC': 10. + leak}, 'r_1': {'DC': 10. + leak, 'BC': 60.}}, {'DC': 10., 'BC': 10.}).to_dict()
+        return {'method': options['reg'], 'reg': options['reg'], 'lam': options.get('lam', 1), 'seed': options['seed'], 'options': options, 'scorecard': card, 'validation': card}
+    for name, fake in (('run_one', lambda *_: .1), ('Run', lambda folder: folder), ('record', pretended)): monkeypatch.setattr(study, name, fake)
+    def write(grid):
+        path = tmp_path/'pretended.json'
+        path.write_text(json.dumps({'name': 'pretended', 'recipe': {}, 'grid': grid}))
+        return path
+    return write
+
+
+def done(path): return [(r['reg'], r['lam'], r['seed']) for r in read_records(path.with_suffix('.jsonl'))]
+
+
+def test_no_weight_is_best_while_one_has_failed(pretend, monkeypatch):
+    path = pretend([{'reg': 'none', 'seed': 0}, {'reg': 'hess', 'lam': [1, 10], 'seed': 0}, {'reg': 'hess', 'lam': 'best', 'seed': [0, 1]}])
+    def fail(options, *_):
+        if options.get('lam') == 10: raise ChildProcessError('killed')
+        return .1
+    with monkeypatch.context() as m:
+        m.setattr(study, 'run_one', fail)
+        with pytest.raises(ChildProcessError, match='1 run'): run_study(path, path.parent/'runs')
+    assert done(path) == [('hess', 1, 0), ('none', 1, 0)]
+    run_study(path, path.parent/'runs')
+    assert done(path) == [('hess', 1, 0), ('hess', 10, 0), ('hess', 10, 1), ('none', 1, 0)]
+
+
+def test_a_folder_that_cannot_be_read_ends_no_study(pretend, monkeypatch):
+    def read(folder):
+        if folder.name == 'none_s1': raise BadZipFile('not a zip file')
+    monkeypatch.setattr(study, 'Run', read)
+    path, lines = pretend([{'reg': 'none', 'seed': [0, 1, 2]}]), []
+    with pytest.raises(ChildProcessError, match='none_s1'): run_study(path, path.parent/'runs', progress=lines.append)
+    assert done(path) == [('none', 1, 0), ('none', 1, 2)] and sum('not a zip file' in line for line in lines) == 1
+
+
+def test_one_command_at_a_time_writes_the_records(pretend, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(study, 'run_one', lambda *_: begun.set() or go.wait(60) or 0.)
+    path = pretend([{'reg': 'none', 'seed': 0}])
+    first = threading.Thread(target=run_study, args=(path, path.parent/'runs'))
+    first.start()
+    assert begun.wait(60)
+    with pytest.raises(BlockingIOError, match='wait for it to end'): run_study(path, path.parent/'elsewhere')
+    go.set()
+    first.join()
+    assert done(path) == [('none', 1, 0)]
+
+
+def test_where_images_lie_is_no_part_of_a_record(pretend):
+    "On another machine the same study has nothing left to do"
+    assert study.without_path({'reg': 'none', 'path': '/home/someone'}) == {'reg': 'none'}
+    path = pretend([{'reg': 'none', 'seed': 0, 'path': '/here'}])
+    run_study(path, path.parent/'runs')
+    grid = [{'reg': 'none', 'seed': 0, 'path': '/there'}]
+    assert study.pending(json.loads(path.read_text()) | {'grid': grid}, read_records(path.with_suffix('.jsonl'))) == []
