@@ -15,13 +15,19 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student_t
 
-from .probing import as_slices, check_embeddings
+from .probing import _tensor, as_slices, check_embeddings
 from .regularizers import whitened
 
 # %% ../nbs/10_dependence.ipynb #e32d2b58
+def _checked(x, name="embeddings"):
+    "Checked rows as they are"
+    check_embeddings(x, name, least=1)
+    if len(x) < 2: raise ValueError(f"{name} have 1 row, at least 2 are needed")
+    return _tensor(x, name)
+
 def _float64(x, name="embeddings"):
     "Checked rows in float64, on the CPU where the device has none"
-    x = check_embeddings(x, name)
+    x = _checked(x, name)
     x = (x.cpu() if x.device.type == "mps" else x).double()
     return x - x.mean(0)
 
@@ -92,7 +98,9 @@ def _pair(x, y, kernel, bandwidth, unbiased):
     if kernel == "white": x, y = whitened(x), whitened(y)
     if kernel not in ("rbf", "white"): return x, y, 1., 1.
     if bandwidth is None: return x, y, *(_median(t) / (2 if kernel == "white" else 1) for t in (x, y))
-    return x, y, *np.broadcast_to(np.asarray(bandwidth, float), 2).tolist()
+    widths = np.broadcast_to(np.asarray(bandwidth, float), 2)
+    if not (np.isfinite(widths) & (widths > 0)).all(): raise ValueError(f"bandwidths must be finite and positive, got {bandwidth}")
+    return x, y, *widths.tolist()
 
 # %% ../nbs/10_dependence.ipynb #b389400a
 def hsic(
@@ -144,6 +152,11 @@ def _centred(K):
     C = K - r[:, None] - r + K.sum() / ((n - 1) * (n - 2))
     return C - C.diag().diag()
 
+def _direction(K):
+    "U-centred kernel of norm 1, in float32; zero where the kernel does not vary, as in `_ratio`"
+    C = _centred(K)
+    return (C / C.norm() if C.norm() > 1e-6 * K.norm() else torch.zeros_like(C)).float()
+
 # %% ../nbs/10_dependence.ipynb #938511b4
 def independence_test(
     x, # `(n, D)`
@@ -158,13 +171,13 @@ def independence_test(
     x, y, sx, sy = _pair(x, y, kernel, bandwidth, True)
     g = torch.Generator().manual_seed(seed)
     keep = torch.randperm(len(x), generator=g)[:max_rows].to(x.device)
+    if len(keep) < 4: raise ValueError(f"the test needs 4 rows or more, got max_rows={max_rows}")
     x, y, rows = x[keep], y[keep], slice(0, len(keep))
-    K, L = (_centred(_tile(t, rows, kernel, s)).float() for t, s in ((x, sx), (y, sy)))
+    K, L = (_direction(_tile(t, rows, kernel, s)) for t, s in ((x, sx), (y, sy)))
     seen = (K * L).sum().item()
     shuffles = (torch.randperm(len(x), generator=g).to(x.device) for _ in range(n_perm))
     null = [(K * L[p[:, None], p]).sum().item() for p in shuffles]
-    tie = 1e-6 * (K.norm() * L.norm()).item()
-    return (1 + sum(v >= seen - tie for v in null)) / (1 + n_perm)
+    return (1 + sum(not v < seen - 1e-6 for v in null)) / (1 + n_perm)
 
 # %% ../nbs/10_dependence.ipynb #80ec2bcd
 def half_samples(
@@ -204,6 +217,7 @@ def _all_stats(x, y):
 def _few_halves(n, n_boot, max_rows, seed):
     "Half samples of at most `max_rows` of `n` rows, and the factor from their spread to that of `n` rows"
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_rows]
+    if n_boot and len(rows) < 8: raise ValueError(f"half samples need 8 rows or more, got {len(rows)}: n_boot=0 leaves the intervals out")
     return [rows[h] for h in half_samples(len(rows), n_boot, seed)], (len(rows) / n)**0.5
 
 def slice_dependence(
@@ -215,7 +229,7 @@ def slice_dependence(
     seed: int = 0, # of shuffles and half samples
 ) -> dict: # `{"r_0~r_1": {statistic: {"value", "low", "high", "p"}}}`
     "HSIC, CKA and distance correlation of every pair of slices, label-free"
-    x, out = check_embeddings(x), {}
+    x, out = _checked(x), {}
     halves, scale = _few_halves(len(x), n_boot, max_rows, seed)
     for (i, a), (j, b) in combinations(enumerate(as_slices(slices, x.shape[1])), 2):
         value = _all_stats(x[:, a], x[:, b])
@@ -237,7 +251,7 @@ def seed_agreement(
     seed: int = 0, # of half samples
 ) -> dict: # `agreement`, its `low` and `high`, `match` (slice of `a` to slice of `b`), `others` (mean of the unmatched entries), `matrix`
     "Matched-block CKA between two runs"
-    a, b = check_embeddings(a, "a"), check_embeddings(b, "b")
+    a, b = _checked(a, "a"), _checked(b, "b")
     sa, sb = as_slices(slices, a.shape[1]), as_slices(slices, b.shape[1])
     M = np.array([[cka(a[:, s], b[:, t], kernel) for t in sb] for s in sa])
     i, j = (k.tolist() for k in linear_sum_assignment(M, maximize=True))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DENSE_BELOW', 'STRIP', 'LEAST_TAU', 'check_pair', 'check_values', 'joined', 'partner', 'zero_to_inf', 'unit',
            'check_tau', 'similarity', 'is_large', 'log_sum_exp', 'nt_xent', 'Share', 'current_share', 'sharing',
-           'one_of', 'reduced', 'info_nce', 'info_nce_grad', 'strips', 'strip_buffers', 'strip_similarity',
+           'one_of', 'reduced', 'zero_of', 'info_nce', 'info_nce_grad', 'strips', 'strip_buffers', 'strip_similarity',
            'first_order', 'TiledLogSumExp', 'upper', 'upper_exp', 'upper_sums', 'add_symmetric', 'holds_exponentials',
            'TiledGrad', 'info_nce_floor', 'SliceLoss', 'InfoMax', 'sub_info_nce', 'SubInfoMax', 'GroupShare', 'gather']
 
@@ -17,7 +17,7 @@ from functools import wraps
 import torch
 import torch.distributed as dist
 from torch import nn, Tensor
-from .model import split_slices
+from .model import check_slices, split_slices
 
 # %% ../nbs/02_infonce.ipynb #bc8c921d
 def check_pair(
@@ -76,8 +76,8 @@ def unit(
 
 # %% ../nbs/02_infonce.ipynb #0c8d661d
 def check_tau(tau):
-    "Raise an error unless the temperature is positive"
-    if not tau > 0: raise ValueError(f"the temperature tau must be positive, got {tau}")
+    "Raise an error unless the temperature is positive and finite"
+    if not 0 < tau < math.inf: raise ValueError(f"the temperature tau must be {'finite' if tau > 0 else 'positive'}, got {tau}")
 
 def similarity(
     a:Tensor, # Unit rows, `(2N, D)`
@@ -154,6 +154,13 @@ def reduced(
     "`total` for the reduction 'sum', `total / n` for 'mean'"
     one_of('reduction', reduction, ('mean', 'sum'))
     return total / n if reduction == 'mean' else total
+
+# %% ../nbs/02_infonce.ipynb #9a297eff
+def zero_of(
+    x:Tensor, # Of any shape and with any values
+)->Tensor: # Scalar
+    "An exact zero that hangs on the graph of `x`"
+    return x.flatten()[:0].sum()
 
 # %% ../nbs/02_infonce.ipynb #bff19431
 def info_nce(
@@ -348,7 +355,7 @@ class SliceLoss(nn.Module):
         super().__init__()
         check_tau(tau)
         one_of('reduction', reduction, ('mean', 'sum'))
-        self.n_slices,self.tau,self.reduction,self.check_finite = n_slices,tau,reduction,check_finite
+        self.n_slices,self.tau,self.reduction,self.check_finite = check_slices(n_slices),tau,reduction,check_finite
 
     def forward(self, z0, z1):
         if self.check_finite: check_values(z0, z1)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HESS_FORMS', 'RIDGE', 'sum_pairs', 'equal_slices', 'log_denominators', 'info_min', 'InfoMinReg', 'permutation',
-           'TiledOverlap', 'overlap', 'ortho', 'OrthoReg', 'hess', 'HessReg', 'off_diagonal', 'rbf_kernel', 'centre',
-           'whitened', 'hsic', 'HSICReg']
+           'TiledOverlap', 'overlap', 'ortho', 'OrthoReg', 'hess', 'HessReg', 'above_diagonal', 'check_width',
+           'rbf_kernel', 'centre', 'whitened', 'hsic', 'HSICReg']
 
 # %% ../nbs/03_regularizers.ipynb #49d8c756
 import math
@@ -14,7 +14,7 @@ from itertools import combinations, permutations
 import torch
 from torch import Tensor
 from .model import split_slices
-from .infonce import (joined, unit, zero_to_inf, log_sum_exp, info_nce_grad, one_of, reduced, SliceLoss,
+from .infonce import (joined, unit, zero_of, zero_to_inf, log_sum_exp, info_nce_grad, one_of, reduced, SliceLoss,
                                     is_large, current_share, first_order, strips, strip_buffers)
 
 # %% ../nbs/03_regularizers.ipynb #256c9b22
@@ -25,7 +25,7 @@ def sum_pairs(
 )->Tensor: # Scalar
     "Sum of `f` over the pairs of `slices`"
     pairs = permutations(slices, 2) if ordered else combinations(slices, 2)
-    return sum((f(a, b) for a,b in pairs), start=0 * slices[0].sum())
+    return sum((f(a, b) for a,b in pairs), start=zero_of(slices[0]))
 
 # %% ../nbs/03_regularizers.ipynb #b7465315
 def equal_slices(
@@ -170,7 +170,7 @@ def hess(
     with joined(z0, z1) as z:
         slices = split_slices(info_nce_grad(unit(z), tau), n_slices)
         entries = [HESS_FORMS[form](a, b) for a,b in combinations(slices, 2)]
-        root = torch.linalg.vector_norm(torch.cat(entries)) if entries else 0 * slices[0].sum()
+        root = torch.linalg.vector_norm(torch.cat(entries)) if entries else zero_of(slices[0])
         return reduced(root, len(z), reduction)
 
 # %% ../nbs/03_regularizers.ipynb #f8d91180
@@ -189,23 +189,34 @@ class HessReg(SliceLoss):
     def loss(self, z0, z1): return hess(z0, z1, self.n_slices, self.tau, self.form, self.reduction)
 
 # %% ../nbs/03_regularizers.ipynb #5896ee9b
-def off_diagonal(
+def above_diagonal(
     m:Tensor, # Square matrices, `(V, N, N)`
-)->Tensor: # `(V, N*(N-1))`
-    "Entries off the diagonal, row by row"
-    v,n,_ = m.shape
-    return m.flatten(1)[:, 1:].view(v, n-1, n+1)[..., :-1].flatten(1)
+)->Tensor: # `(V, N*(N-1)/2)`
+    "Entries above the diagonal, row by row"
+    n = m.shape[-1]
+    i,j = torch.triu_indices(n, n, 1, device=m.device)
+    return m[:, i, j]
 
 # %% ../nbs/03_regularizers.ipynb #1504360d
+def check_width(width):
+    "Raise an error unless the bandwidth is positive and finite"
+    if not 0 < width < math.inf: raise ValueError(f"the bandwidth must be {'finite' if width > 0 else 'positive'}, got width={width}")
+
 def rbf_kernel(
     x:Tensor, # Samples, `(V, N, d)`
     width:float=1., # Bandwidth, in units of the median distance
 )->Tensor: # Kernel matrices, `(V, N, N)`
     "Gaussian kernel with a bandwidth in units of the median distance"
+    check_width(width)
+    x = x - x.mean(-2, keepdim=True)
     sq = x.square().sum(-1)
-    d2 = (sq.unsqueeze(-1) + sq.unsqueeze(-2) - 2 * x @ x.mT).clamp_min(0)
-    m = off_diagonal(d2.detach()).median(-1).values
-    return torch.exp(-d2 / (2 * width**2 * zero_to_inf(m)).view(-1, 1, 1))
+    scale = sq.unsqueeze(-1) + sq.unsqueeze(-2)
+    d2 = torch.baddbmm(scale, x, x.mT, alpha=-2)
+    d2 = d2.masked_fill(d2 <= 16 * torch.finfo(x.dtype).eps * scale, 0)
+    each = above_diagonal(d2.detach())
+    m = each.median(-1).values
+    m = torch.where(m > 0, m, each.sum(-1) / each.count_nonzero(-1).clamp_min(1))
+    return torch.exp(d2 / (-2 * width**2 * zero_to_inf(m)).view(-1, 1, 1))
 
 # %% ../nbs/03_regularizers.ipynb #251aa53d
 def centre(
@@ -248,7 +259,7 @@ def hsic(
         return (whitened(s) if whiten else s).unflatten(0, (2, -1))
     with joined(z0, z1) as z:
         slices = [prepare(s) for s in split_slices(z, n_slices)]
-        kernels = [unit(centre(rbf_kernel(s, width), debiased).flatten(1)) for s in slices]
+        kernels = [unit(centre(rbf_kernel(s, width) - 1, debiased).flatten(1)) for s in slices]
         return sum_pairs(lambda a, b: (a * b).sum(1).mean(), kernels)
 
 # %% ../nbs/03_regularizers.ipynb #43090ccc
@@ -262,7 +273,7 @@ class HSICReg(SliceLoss):
         **kwargs, # Options of `SliceLoss`
     ):
         super().__init__(**kwargs)
-        if not width > 0: raise ValueError(f"the bandwidth must be positive, got width={width}")
+        check_width(width)
         self.debiased,self.normalize,self.whiten,self.width = debiased,normalize,whiten,width
 
     @property

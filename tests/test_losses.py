@@ -2,12 +2,14 @@
 import copy, math, pickle
 from itertools import combinations, permutations
 
+import numpy as np
 import pytest, torch
 import torch.multiprocessing as mp
 from hypothesis import given, settings, strategies as st
 
 from disentangle_nb import losses as L
-from disentangle_nb.losses import (BASES, DisentangleLoss, HessReg, HSICReg, InfoMax, InfoMinReg, OrthoReg, REGULARIZERS, RoutedMax, SubInfoMax, info_nce_within,
+from disentangle_nb.dependence import cka
+from disentangle_nb.losses import (BASES, DisentangleLoss, HessReg, HSICReg, InferredMax, InfoMax, InfoMinReg, OrthoReg, REGULARIZERS, RoutedMax, SubInfoMax, info_nce_within,
                                    info_nce, info_nce_floor, info_nce_grad, make_reg, nt_xent, routes_of, unit)
 
 settings.register_profile('losses', max_examples=25, deadline=None, derandomize=True)
@@ -17,13 +19,26 @@ regs = [name for name in REGULARIZERS if name != 'none']
 names = ['infomax', 'subinfomax', *regs]
 sees_whole = {'infomax', 'hess', 'hess_sample'}                # normalise the whole z; the others normalise each slice
 unequal_ok = {'infomax', 'subinfomax', 'hess', 'hess_sample', 'hsic', 'hsic_debiased', 'hsic_white'}
+by_kind = ['routedmax', 'inferredmax', 'within']
 every = pytest.mark.parametrize('name', names)
+every_and_by_kind = pytest.mark.parametrize('name', [*names, *by_kind])
 
 
-def make(name, **kw): return {'infomax': InfoMax, 'subinfomax': SubInfoMax}[name](**kw) if name in ('infomax', 'subinfomax') else make_reg(name, **kw)
+def make(name, **kw):
+    if name in by_kind: return make_by_kind(name, **kw)
+    return {'infomax': InfoMax, 'subinfomax': SubInfoMax}[name](**kw) if name in ('infomax', 'subinfomax') else make_reg(name, **kw)
 
 
-def smallest(name): return 4 if name in ('hsic_debiased', 'hsic_white') else 2
+def make_by_kind(name, n_slices=2, tau=.1):
+    "A loss that takes the kinds of pairs, with kinds in turn"
+    if name == 'within': return lambda z0, z1: info_nce_within(z0, z1, torch.arange(len(z0)) % 2, tau)
+    found = name == 'inferredmax'
+    loss = InferredMax(routes=[[k] for k in range(n_slices)], n_slices=n_slices, tau=tau) if found else RoutedMax(routes=[[0, 1]] * n_slices, n_slices=n_slices, tau=tau)
+    loss.ready = True
+    return lambda z0, z1: loss(z0, z1, torch.arange(len(z0)) % (n_slices if found else 2))
+
+
+def smallest(name): return 4 if name in ('hsic_debiased', 'hsic_white', *by_kind) else 2
 
 
 def pair(n=6, d=12, seed=0, dtype=torch.float64): return torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -335,7 +350,7 @@ def test_one_slice_is_an_exact_zero_with_a_graph(name):
 
 # Extreme values
 
-@every
+@every_and_by_kind
 @given(seed=st.integers(0, 99), log_scale=st.sampled_from([-30, -10, 0, 10, 30]), k=st.integers(1, 8), tau=st.sampled_from([0.01, 0.1, 1.]))
 def test_finite_at_extremes(name, seed, log_scale, k, tau):
     z0, z1 = pair(smallest(name), 2*k, seed, torch.float32) * 10.**log_scale
@@ -343,7 +358,7 @@ def test_finite_at_extremes(name, seed, log_scale, k, tau):
     assert value.isfinite() and grad.isfinite().all()
 
 
-@every
+@every_and_by_kind
 @pytest.mark.parametrize('scale', [2.**100, 2.**-100])
 def test_scale_is_exact_where_squares_overflow(name, scale):
     z0, z1 = pair(dtype=torch.float32)
@@ -354,7 +369,7 @@ def test_scale_is_exact_where_squares_overflow(name, scale):
     torch.testing.assert_close(scaled_grad * scale, grad)
 
 
-@every
+@every_and_by_kind
 @pytest.mark.parametrize('tau', [0.01, 0.1])
 @pytest.mark.parametrize('case', ['zeros', 'constant', 'one zero row', 'one-hot', 'identical views', 'opposite views', 'mixed sizes'])
 def test_finite_at_degenerate_input(name, tau, case):
@@ -371,6 +386,17 @@ def test_finite_at_degenerate_input(name, tau, case):
     if case == 'one zero row': assert (grad[0] == 0).all()
 
 
+@every_and_by_kind
+def test_sums_that_overflow(name):
+    "Entries that are numbers, with a sum that is none, in float32 and in float16"
+    z = pair(64, 16, dtype=torch.float32).abs()
+    loss = make(name)
+    expected = call(loss, *z)
+    torch.testing.assert_close(call(loss, *(1e37 * z)), expected, rtol=1e-4, atol=1e-4)
+    half = (1e4 * z).half()
+    torch.testing.assert_close(call(loss, *half), call(loss, *half.float()))
+
+
 @pytest.mark.parametrize('name', ['hess', 'hess_sample'])
 def test_hess_where_nothing_is_left_to_learn(name):
     "A solved batch at low temperature: the gradient of the loss is exactly zero in float32, and so are R and its gradient"
@@ -378,7 +404,41 @@ def test_hess_where_nothing_is_left_to_learn(name):
     assert value == 0 and (grad == 0).all()
 
 
-@pytest.mark.parametrize('name', ['hsic', 'hsic_debiased', 'hsic_white'])
+every_hsic = pytest.mark.parametrize('name', ['hsic', 'hsic_debiased', 'hsic_white'])
+
+
+@every_hsic
+def test_hsic_of_a_slice_that_is_one_point_is_zero(name):
+    for n, d in ((4, 2), (200, 64), (256, 512)):
+        point, live = torch.randn(d, generator=torch.Generator().manual_seed(n)).expand(n, d), pair(n, d, dtype=torch.float32)
+        for z in (torch.cat([point, point], 1).expand(2, -1, -1), torch.cat([point.expand(2, -1, -1), live], 2)):
+            value, grad = value_and_grad(make_reg(name), *z)
+            assert value == 0 and (grad == 0).all()
+
+
+@every_hsic
+@pytest.mark.parametrize('spread', [.1, 1e-3, 1e-4])
+def test_hsic_near_one_point_is_that_of_float64(name, spread):
+    gen = torch.Generator().manual_seed(0)
+    first, second, other = torch.randn(3, 2, 128, 16, generator=gen)
+    z0, z1 = torch.randn(32, generator=gen) + spread * torch.cat([first, first + second], 2)
+    value, grad = value_and_grad(make_reg(name), z0, z1)
+    exact, exact_grad = value_and_grad(make_reg(name), z0.double(), z1.double())
+    torch.testing.assert_close(value.double(), exact, rtol=1e-3, atol=1e-3)
+    assert exact > .1 and (grad - exact_grad).norm() < .02 * exact_grad.norm()
+
+
+@every_hsic
+def test_hsic_of_samples_most_of_which_coincide(name):
+    "Both slices hold the same class, and four fifths of the pairs are of one class"
+    gen = torch.Generator().manual_seed(0)
+    classes = torch.eye(10)[torch.randint(10, (200,), generator=gen) * (torch.rand(200, generator=gen) < .2)]
+    z = torch.cat([classes, classes], 1)
+    torch.testing.assert_close(make_reg(name)(z, z), torch.tensor(1.), rtol=0, atol=1e-3)
+    assert cka(classes, classes, 'rbf') == pytest.approx(1)
+
+
+@every_hsic
 @given(batch=batches())
 def test_hsic_is_bounded(name, batch):
     z0, z1, k = batch
@@ -481,7 +541,23 @@ def test_nan_is_an_error_where_asked(name, bad):
 def test_wrong_options(name):
     with pytest.raises(ValueError, match='tau must be positive, got 0'): make(name, tau=0)
     with pytest.raises(ValueError, match="reduction must be one of 'mean', 'sum', got 'none'"): make(name, reduction='none')
+    with pytest.raises(ValueError, match='tau must be finite, got inf'): make(name, tau=math.inf)
     with pytest.raises(TypeError): make(name, temperature=0.1)
+    for wrong in (2., '2'):
+        with pytest.raises(TypeError, match='n_slices must be a whole number'): make(name, n_slices=wrong)
+
+
+@every
+def test_whole_numbers_of_other_libraries(name):
+    for k in (np.int64(2), torch.tensor(2), np.array([6, 6]), torch.tensor([6, 6])):
+        assert call(make(name, n_slices=k), *pair()) == call(make(name, n_slices=2), *pair())
+    assert DisentangleLoss(make(name), lam=np.float32(.5)).lam == DisentangleLoss(make(name), lam=torch.tensor(.5)).lam == .5
+
+
+def test_a_bandwidth_is_positive_and_finite():
+    for width in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match='bandwidth must be'): HSICReg(width=width)
+        with pytest.raises(ValueError, match='bandwidth must be'): L.hsic(*pair(), width=width)
 
 
 @pytest.mark.parametrize('cls, option, valid', [(InfoMinReg, 'denominator', "'same', 'cross'"), (OrthoReg, 'permute', "None, 'fixed', 'redrawn'"),
@@ -553,6 +629,21 @@ def test_contrast_within_groups(batch, tau, data):
     torch.testing.assert_close(info_nce_within(z0, z1, group, tau).double(), each[~alone].sum() / len(w), rtol=1e-4, atol=1e-4)
 
 
+def test_losses_that_take_kinds_check_their_batch():
+    z0, z1 = pair()
+    for loss, kinds in ((RoutedMax(routes=[[0], [1]]), (torch.arange(6) % 2,)), (BASES['category'](), ())):
+        with pytest.raises(ValueError, match='one shape'): loss(z0, z1[:5], *kinds)
+        with pytest.raises(TypeError, match='floating point'): loss(z0.long(), z1.long(), *kinds)
+    for kind, message in ((torch.arange(5) % 2, 'one number for each of the 6 pairs'), (torch.arange(6)[:, None] % 2, 'one number'), (torch.arange(6) // 5, 'kind 1 has no negatives')):
+        with pytest.raises(ValueError, match=message): RoutedMax(routes=[[0], [1]])(z0, z1, kind)
+    for routes in ([[], []], [[0], []], []):
+        with pytest.raises(ValueError, match='in its route'): RoutedMax(routes=routes)
+
+
+def test_options_of_a_base_that_is_a_module_are_refused():
+    with pytest.raises(TypeError, match='lamda, routes: options are for a base by name'): DisentangleLoss(HessReg(), base=InfoMax(), lamda=.1, routes=[[0]])
+
+
 def test_categories_are_asked_for_probabilities():
     z0, z1 = pair()
     loss = DisentangleLoss(base='category', n_slices=2, check_finite=True)
@@ -609,6 +700,19 @@ def test_compiles(name):
     expected, expected_grad = value_and_grad(loss, z0, z1)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_warm_up_compiles_once():
+    "With the setting that notebook 04 names; the first step is compiled with its number as a constant"
+    from torch._dynamo.testing import CompileCounter
+    torch.compiler.reset()
+    z0, z1 = pair(dtype=torch.float32)
+    loss, graphs = DisentangleLoss(OrthoReg(), warmup=50), CompileCounter()
+    compiled = torch.compile(loss, backend=graphs)
+    with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
+        for loss.step in range(6): value = compiled(z0, z1)
+    torch.testing.assert_close(value, loss(z0, z1))
+    assert graphs.frame_count <= 2
 
 
 # Two processes
@@ -695,6 +799,14 @@ def test_tiled_has_no_second_derivative_and_says_so(name, monkeypatch):
     z0, z1 = pair()
     with pytest.raises(RuntimeError, match='a tiled loss has no second derivative'):
         torch.autograd.grad(call(make(name), z0.requires_grad_(), z1), z0, create_graph=True)
+    with pytest.raises(RuntimeError): torch.func.grad(make(name))(*pair())
+
+
+@tileable
+def test_dense_has_transforms(name):
+    if name == 'ortho_redrawn': pytest.skip('each call draws its own permutation')
+    z0, z1 = pair()
+    torch.testing.assert_close(torch.func.grad(make(name))(z0, z1), value_and_grad(make(name), z0, z1)[1][:6])
 
 
 @tileable
@@ -708,3 +820,13 @@ def test_a_batch_of_default_size_limits_is_tiled(name):
         dense, dense_grad = value_and_grad(loss, z0, z1)
     torch.testing.assert_close(value, dense, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(grad, dense_grad, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', by_kind)
+def test_pairs_of_a_kind_are_tiled_too(name, monkeypatch):
+    loss, (z0, z1) = make(name, tau=.3), pair(40)
+    value, grad = value_and_grad(loss, z0, z1)
+    tiled(monkeypatch)
+    exact, exact_grad = value_and_grad(loss, z0, z1)
+    torch.testing.assert_close(exact, value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(exact_grad, grad, rtol=1e-7, atol=1e-9)
