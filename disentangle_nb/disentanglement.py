@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional as F
 
-from .probing import (_fit_softmax, _mlp_net, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings, check_labels, holdout,
+from .probing import (_different, _fit_softmax, _mlp_net, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings, check_labels, holdout,
                                     linear_probe, mlp_probe)
 
 # %% ../nbs/11_disentanglement.ipynb #6842cacb
@@ -42,7 +42,9 @@ class Factor:
 # %% ../nbs/11_disentanglement.ipynb #4037feff
 def _columns(y):
     "Columns of an array or DataFrame as NumPy vectors, and their names if there are any"
-    if hasattr(y, "columns"): return [y[c].to_numpy() for c in y.columns], [str(c) for c in y.columns]
+    if hasattr(y, "columns"):
+        names = _different([str(c) for c in y.columns])
+        return [y[c].to_numpy() for c in y.columns], names
     y = y.detach().cpu().numpy() if torch.is_tensor(y) else np.asarray(y)
     if y.ndim == 1: y = y[:, None]
     if y.ndim != 2: raise ValueError(f"factors must have shape (n, F), got {y.shape}")
@@ -71,14 +73,27 @@ def as_factors(
     train, # factors `(n, F)`: array, tensor or DataFrame
     test, # the same columns on test rows
     names=None, # of the columns; default those of a DataFrame, else `f0`, `f1`, ...
-    discrete=None, # for each column True, False, or None to go by its type
+    discrete=None, # True, False, or None to go by the type: for all, for each column, or by name in a dictionary
 ) -> list: # of `Factor`
     "Typed and checked factors"
-    (a, found), (b, _) = _columns(train), _columns(test)
-    names = list(names or found or (f"f{i}" for i in range(len(a))))
-    kinds = [None] * len(a) if discrete is None else list(np.broadcast_to(discrete, len(a)))
+    (a, found), (b, there) = _columns(train), _columns(test)
+    if found and there:
+        if set(found) != set(there): raise ValueError(f"test factors have columns {there}, train factors {found}: they must have the same names")
+        b = [b[there.index(n)] for n in found]
+    names = [str(n) for n in _different(found or (f"f{i}" for i in range(len(a))) if names is None else names)]
     if not len(a) == len(b) == len(names): raise ValueError(f"{len(a)} train factors, {len(b)} test factors and {len(names)} names {names} must be as many")
-    return [_factor(*args) for args in zip(names, a, b, kinds)]
+    return [_factor(*args) for args in zip(names, a, b, _kinds(discrete, names))]
+
+def _kinds(discrete, names):
+    "For each name True, False or None"
+    if isinstance(discrete, dict):
+        unknown = [n for n in discrete if n not in names]
+        if unknown: raise ValueError(f"discrete speaks of {unknown}, the factors are {names}")
+        kinds = [discrete.get(n) for n in names]
+    else: kinds = list(discrete) if np.ndim(discrete) else [discrete] * len(names)
+    if len(kinds) != len(names) or any(k not in (None, True, False) for k in kinds):
+        raise ValueError(f"discrete={discrete!r} must be True, False or None, for all or for each of {names}, or a dictionary by name")
+    return kinds
 
 # %% ../nbs/11_disentanglement.ipynb #17749bb3
 def as_blocks(
@@ -86,6 +101,7 @@ def as_blocks(
     D: int, # width of the embedding
 ) -> tuple: # `(order of the columns, list of contiguous slices of the ordered columns)`
     "Column order and contiguous slices for any partition of the dimensions"
+    if torch.is_tensor(slices): slices = slices.tolist()
     if isinstance(slices, (int, np.integer)) or all(isinstance(s, (int, np.integer)) for s in slices):
         return np.arange(D), as_slices(slices, D)
     try: blocks = [np.arange(D)[s if isinstance(s, slice) else np.asarray(s)].ravel() for s in slices]
@@ -115,7 +131,8 @@ def _counts(b, y, bins, C):
 def _plug_in(counts):
     "Mutual information in nats `(D,)` of counts `(D, bins, C)`"
     p = counts / counts.sum((1, 2), keepdims=True)
-    return entr(p.sum(2)).sum(1) + entr(p.sum(1)).sum(1) - entr(p).sum((1, 2))
+    I = entr(p.sum(2)).sum(1) + entr(p.sum(1)).sum(1) - entr(p).sum((1, 2))
+    return np.where(I > 1e-12, I, 0.)
 
 # %% ../nbs/11_disentanglement.ipynb #e034733b
 def _closer(v, r):
@@ -206,7 +223,7 @@ class Regressor:
         x, # embeddings `(n, D)`
     ) -> torch.Tensor: # float64 `(n,)`, in units of the factor
         "Predicted values"
-        z = (check_embeddings(x).to(self.mean) - self.mean) / self.std
+        z = (check_embeddings(x, least=1).to(self.mean) - self.mean) / self.std
         return (self.net(z) if self.weight is None else z @ self.weight.T)[:, 0].double() * self.y_std + self.y_mean
 
 # %% ../nbs/11_disentanglement.ipynb #22d5a52b
@@ -218,7 +235,7 @@ def _ridge(z, t, l2):
 def ridge_probe(
     x, # training embeddings `(n, D)`
     y, # training values `(n,)`
-    l2=(1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5), # strengths to choose from
+    l2=(1e3, 1e2, 10., 1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5), # strengths to choose from
 ) -> Regressor: # on all training rows at the chosen strength
     "Linear regression, its regularisation chosen on the last fifth of the rows"
     x, y = check_embeddings(x), torch.as_tensor(y).double()
@@ -338,6 +355,13 @@ def each_dimension(
     return [slice(i, i + 1) for i in range(D)]
 
 # %% ../nbs/11_disentanglement.ipynb #8f1ef80d
+def _tree_rows(factors, n, seed):
+    "At most 1,000 training rows on which every factor varies"
+    rows = np.random.default_rng(seed).permutation(n)[:1000]
+    for f in factors:
+        if len(f.train[rows].unique()) < 2: raise ValueError(f"{f.name}: only one value in the {len(rows)} rows that boosted trees are fitted on, its other classes are too rare: leave it out, or do without the trees")
+    return rows
+
 def boosted_trees(
     x, # training embeddings `(n, D)`
     factors: list, # of `Factor`
@@ -349,7 +373,7 @@ def boosted_trees(
     "Gradient-boosted trees that predict each factor from the embedding"
     from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
     x = check_embeddings(x).double().cpu().numpy()
-    if rows is None: rows = np.random.default_rng(seed).permutation(len(x))[:1000]
+    if rows is None: rows = _tree_rows(factors, len(x), seed)
     kind = lambda f: GradientBoostingClassifier if f.discrete else GradientBoostingRegressor
     make = lambda f: kind(f)(n_estimators=n_estimators, max_features=max_features, random_state=seed)
     return [make(f).fit(x[rows], f.train.numpy()[rows]) for f in factors]

@@ -12,13 +12,17 @@ __all__ = ['ORDER', 'MetricsCard', 'metrics_card', 'Comparison', 'compare', 'loa
 
 # %% ../nbs/12_metrics.ipynb #d22a6029
 import json
+import os
+import sys
 import time
 import zipfile
+import zlib
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +37,8 @@ from .disentanglement import (Factor, Reading, _binned_mi, _threshold_hits, acti
                                             dci_disentanglement, each_dimension, equal_width_bins, explicitness_area,
                                             explicitness_auc, explicitness_es, infoc, infom, label_entropy, linear_importance, med,
                                             mi_matrix, mig, modularity, read_factor, refit, sap_matrix, top_gap, top_k_med)
-from .disentanglement import _classes, _knn_mi, _squared_correlation
-from .probing import check_embeddings, markdown_table, match_slices, parse_slices
+from .disentanglement import _classes, _knn_mi, _squared_correlation, _tree_rows
+from .probing import _different, check_embeddings, markdown_table, match_slices, parse_slices
 
 # %% ../nbs/12_metrics.ipynb #36d640f9
 _all_ = ["hsic", "cka", "distance_correlation", "independence_test", "seed_agreement", "slice_dependence", "Factor", "Reading", "as_factors",
@@ -124,9 +128,9 @@ def _leakage_scores(m, i):
     chance, whole = np.array([_chance(f, i) for f in m.factors]), acc("r")
     above = np.array([acc(b) for b in m.blocks]) - chance
     room = np.where(whole - chance >= 1, whole - chance, np.nan)
-    own = [above[m.blocks.index(m.match[f.name]), j] if m.match[f.name] else np.nan for j, f in enumerate(m.factors)]
-    off = _off(above, m)
-    out = dict(gap=_flat_mean([[o - max(v)] for o, v in zip(own, off) if v]), leakage_points=_flat_mean(off), leakage_share=_flat_mean(_off(above / room, m)))
+    held = np.where([f.discrete for f in m.factors], above, above.clip(0))
+    own = [held[m.blocks.index(m.match[f.name]), j] if m.match[f.name] else np.nan for j, f in enumerate(m.factors)]
+    out = dict(gap=_flat_mean([[o - max(v)] for o, v in zip(own, _off(held, m)) if v]), leakage_points=_flat_mean(_off(above, m)), leakage_share=_flat_mean(_off(above / room, m)))
     for kind, reads in m.reads.items():
         nats = np.array([[r.information(i) for r in reads[b]] for b in m.blocks])
         out[f"leakage_nats_{kind}"] = _flat_mean(_off(nats, m))
@@ -134,8 +138,8 @@ def _leakage_scores(m, i):
 
 # %% ../nbs/12_metrics.ipynb #1bdf4cfc
 def _balanced(r, f, i):
-    "Balanced accuracy of a reading as a fraction, or R squared"
-    return balanced_accuracy(r.score[i], f.test.numpy()[i]) if f.discrete else r.accuracy(i) / 100
+    "Balanced accuracy of a reading as a fraction, or R squared, at least 0"
+    return balanced_accuracy(r.score[i], f.test.numpy()[i]) if f.discrete else max(r.accuracy(i) / 100, 0.)
 
 def _share_scores(m, i):
     "Whole and best-slice readings of the linear probe, and the reductions of the block matrix"
@@ -262,7 +266,7 @@ class MetricsCard:
         factors = list(self.meta["factors"])
         acc, nats = self.matrices["accuracy_linear"], [self.matrices[f"information_{k}"] for k in ("linear", "mlp") if f"information_{k}" in self.matrices]
         unit = "nats, MLP" if len(nats) > 1 else "nats"
-        probes = [["input", *(f"{f} %" for f in factors), *(f"{f} {unit}" for f in factors)]]
+        probes = [["input", *(f"{f} %" if n else f"{f} 100 R²" for f, n in self.meta["factors"].items()), *(f"{f} {unit}" for f in factors)]]
         probes += [[p, *(f"{acc[p][f]:.1f}" for f in factors), *(", ".join(f"{t[p][f]:.2f}" for t in nats) for f in factors)] for p in acc]
         cols = "whole", "block", "dimension"
         metrics = [["metric", *cols], *([k, *(_number(v.get(c)) for c in cols)] for k, v in self.values.items())]
@@ -306,13 +310,12 @@ def _size(m):
     "Factors per code"
     return {"size": {"block": len(m.factors) / len(m.blocks), "dimension": len(m.factors) / m.xt.shape[1]}}
 
-def _all_scores(m, x, boosted, n_boot, n_refit, level, seed):
-    "Every score with its interval"
+def _all_scores(m, x, rows, n_boot, n_refit, level, seed):
+    "Every score with its interval; with those of trees fitted on training `rows` unless None"
     halves = half_samples(len(m.xt), n_boot, seed)
     jobs = [(partial(_row_scores, m), halves), (partial(_infomec_scores, m), halves[:n_refit]), (partial(_size, m), ()),
             (partial(_linear_dci, m, x), half_samples(len(x), n_refit, seed))]
-    if boosted:
-        rows = np.random.default_rng(seed).permutation(len(x))[:1000]
+    if rows is not None:
         varied = lambda i: all(len(f.train[rows[i]].unique()) > 1 for f in m.factors)
         jobs.append((partial(_boosted_dci, m, x, rows, seed), filter(varied, half_samples(len(rows), n_refit, seed))))
     values = _merge(*(_estimates(score, h, level) for score, h in jobs))
@@ -332,9 +335,10 @@ def _matrices(reads, x, m, factors):
 # %% ../nbs/12_metrics.ipynb #88cc2944
 def _judged(factors, shared):
     "The factors that are judged"
-    unknown = [] if shared is None else [s for s in shared if s not in [f.name for f in factors]]
-    if unknown or shared is not None and not len(shared): raise ValueError(f"shared={shared!r} must name one or more of {[f.name for f in factors]}")
-    return [f for f in factors if shared is None or f.name in shared]
+    if shared is None: return factors
+    names, shared = [f.name for f in factors], _different(shared)
+    if not shared or set(shared) - set(names): raise ValueError(f"shared={shared!r} must name one or more of {names}")
+    return [f for f in factors if f.name in shared]
 
 def _with_others(m, x, xt, factors):
     "Readings of all factors, judged or not"
@@ -355,7 +359,7 @@ def metrics_card(
     slices: int | Sequence = 2, # number of equal slices, their widths, or index lists that cover the dimensions
     test=None, # `(embeddings, factors)`; default 30 % of the rows
     names=None, # of the factors; default a DataFrame's, else `f0`, `f1`, ...
-    discrete=None, # True, False or None for each factor: overrides its type
+    discrete=None, # True, False or None, for all factors, for each or by name: overrides the type
     shared=None, # names of the factors that are judged; default all
     mlp: bool = True, # read by an MLP too
     boosted: bool = False, # DCI with gradient-boosted trees too (slow)
@@ -370,10 +374,11 @@ def metrics_card(
     start = time.perf_counter()
     x, xt, factors, parts = _checked(embeddings, factors, test, slices, names, discrete, seed)
     judged = _judged(factors, shared)
+    rows = _tree_rows(judged, len(x), seed) if boosted else None
     with _threads(1):
         m = _measure(x, xt, judged, parts, ("linear", "mlp")[:1 + mlp], widths)
         reads = _with_others(m, x, xt, factors)
-        values = _all_scores(m, x, boosted, n_boot, n_refit, level, seed)
+        values = _all_scores(m, x, rows, n_boot, n_refit, level, seed)
     meta = _meta(m, x, xt, factors, seed=seed, level=level, n_boot=n_boot, n_refit=n_refit)
     deps = slice_dependence(xt, meta["widths"], n_perm, n_boot, seed=seed)
     meta["seconds"] = time.perf_counter() - start
@@ -444,23 +449,35 @@ def compare(
 # %% ../nbs/12_metrics.ipynb #5789c895
 def load_embeddings(
     path, # of an `.npz` file
-) -> dict: # `embeddings`, `factors`, `test`, `names` and, where the file tells them, `slices`, as `metrics_card` takes them
+) -> dict: # `embeddings`, `factors`, `test`, `names` and, where the file tells them, `slices` and `discrete`, as `metrics_card` takes them
     "Read embeddings and factors from a file"
     if not zipfile.is_zipfile(path): raise ValueError(f"{path} is missing, or no .npz file as np.savez writes it")
-    with np.load(path, allow_pickle=False) as z: a = {k: z[k] for k in z.files}
-    told = dict(names=a["factor_names"].tolist() if "factor_names" in a else None) | ({"slices": a["slices"].tolist()} if "slices" in a else {})
+    try:
+        with np.load(path, allow_pickle=False) as z: a = {k: z[k] for k in z.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as e: raise ValueError(f"{path} is damaged, or holds Python objects: {e}") from None
+    told = dict(names=np.atleast_1d(a["factor_names"]).astype(str).tolist() if "factor_names" in a else None) | {k: a[k].tolist() for k in ("slices", "discrete") if k in a}
     if {"train_embeddings", "train_factors", "test_embeddings", "test_factors"} <= set(a):
         return dict(embeddings=a["train_embeddings"], factors=a["train_factors"], test=(a["test_embeddings"], a["test_factors"]), **told)
     if {"embeddings", "factors"} <= set(a): return dict(embeddings=a["embeddings"], factors=a["factors"], test=None, **told)
     raise ValueError(f"{path} holds {sorted(a)}: expected embeddings and factors, or both with train_ and test_ in front")
 
 # %% ../nbs/12_metrics.ipynb #545bd44a
+def _write(path, save):
+    "Call `save` on a temporary name beside `path`, then rename"
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally: temporary.unlink(missing_ok=True)
+
 def save_cards(
     cards: dict, # name to `MetricsCard`
     path, # of the JSON file
 ):
     "Write cards to a file"
-    Path(path).write_text(json.dumps({k: c.to_dict() for k, c in cards.items()}, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({k: c.to_dict() for k, c in cards.items()}, indent=1) + "\n"
+    _write(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 def load_cards(
     path, # of the JSON file
@@ -473,29 +490,30 @@ def bench_metrics(
     n: int = 10_000, # rows, of which 30 % are test
     D: int = 128, # dimensions
     slices: int = 2, # equal slices
-    **kw, # go to `metrics_card`
+    **kw, # go to `metrics_card`; the factors are called DC, DL and BC unless `names` are given
 ) -> MetricsCard: # whose `meta` holds the seconds
     "Measure a random embedding that holds three factors"
     g = torch.Generator().manual_seed(0)
     y = torch.stack([torch.randint(c, (n,), generator=g) for c in (10, 8, 10)], 1)
     x = sum(torch.randn(10, D, generator=g)[y[:, j]] for j in range(3)) + 2 * torch.randn(n, D, generator=g)
-    return metrics_card(x, y, slices, names=["DC", "DL", "BC"], **kw)
+    return metrics_card(x, y, slices, **{"names": ["DC", "DL", "BC"], **kw})
 
 # %% ../nbs/12_metrics.ipynb #08b42a8b
 def _parser():
     "Arguments of `disentangle_metrics`"
-    p, words = ArgumentParser("disentangle_metrics", description="Print every disentanglement metric of an embedding"), lambda s: s.split(",")
+    p, words = ArgumentParser("disentangle_metrics", description="Print every disentanglement metric of an embedding"), lambda s: [w.strip() for w in s.split(",")]
     p.add_argument("emb", nargs="?", help=".npz file with embeddings and factors")
     p.add_argument("--slices", help="number of equal slices, or their widths: 16,48; default those in the file, else 2")
     p.add_argument("--names", type=words, help="of the factors: DC,DL,BC")
     p.add_argument("--shared", type=words, help="names of the factors that are judged: DC,BC; default all")
+    p.add_argument("--discrete", type=words, help="names of the factors that hold classes though stored as floats: DC,BC")
     p.add_argument("--out", help="file to write the card to, as JSON")
-    p.add_argument("--figure", help="file to write the heat maps to, .png or .pdf")
+    p.add_argument("--figure", help="file to write the heat maps to, .png, .pdf or .svg")
     p.add_argument("--linear", action="store_true", help="linear probes only: no MLPs, which take most of the time")
     p.add_argument("--boosted", action="store_true", help="add DCI with gradient-boosted trees (slow)")
     p.add_argument("--n_boot", type=int, default=50, help="half samples for the intervals")
     p.add_argument("--seed", type=int, default=0, help="of split, half samples and shuffles")
-    p.add_argument("--bench", action="store_true", help="measure a random embedding of 10,000 x 128 and print the seconds")
+    p.add_argument("--bench", action="store_true", help="measure a random embedding of 10,000 x 128 instead of a file and print the seconds")
     return p
 
 def disentangle_metrics(
@@ -503,16 +521,27 @@ def disentangle_metrics(
 ):
     "Print every disentanglement metric of an embedding"
     a = _parser().parse_args(argv)
-    if not a.emb and not a.bench: raise SystemExit("give an .npz file with embeddings and factors, or --bench; see --help")
-    try: card = bench_metrics() if a.bench else _measure_file(a)
-    except (ValueError, TypeError, FileNotFoundError) as e: raise SystemExit(f"error: {e}") from None
-    print(card)
-    if a.bench: print(f"\n{card.meta['n_train'] + card.meta['n_test']} x {sum(card.meta['widths'])}: {card.meta['seconds']:.1f} s on {torch.get_num_threads()} threads")
-    if a.out: Path(a.out).write_text(card.to_json() + "\n", encoding="utf-8")
-    if a.figure: card.plot().savefig(a.figure, dpi=150)
+    try:
+        _check_arguments(a)
+        card = bench_metrics(**_options(a)) if a.bench else metrics_card(**load_embeddings(a.emb) | _options(a))
+        print(card)
+        if a.bench: print(f"\n{card.meta['n_train'] + card.meta['n_test']} x {sum(card.meta['widths'])}: {card.meta['seconds']:.1f} s on {torch.get_num_threads()} threads")
+        if a.out: _write(a.out, lambda p: p.write_text(card.to_json() + "\n", encoding="utf-8"))
+        if a.figure: _write(a.figure, lambda p: card.plot().savefig(p, dpi=150, format=Path(a.figure).suffix[1:].lower()))
+    except (ValueError, TypeError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
 
-def _measure_file(a):
-    "The card of the file that the arguments `a` name"
-    options = ({"slices": parse_slices(a.slices)} if a.slices else {}) | ({"names": a.names} if a.names else {})
-    data = load_embeddings(a.emb) | options
-    return metrics_card(**data, shared=a.shared, boosted=a.boosted, n_boot=a.n_boot, seed=a.seed, **dict[str, Any](mlp=False, widths=()) if a.linear else {})
+def _check_arguments(a):
+    "Refuse what could not be measured or written"
+    if bool(a.emb) == a.bench: raise ValueError("give an .npz file with embeddings and factors, or --bench; see --help")
+    for path in map(Path, filter(None, (a.out, a.figure))):
+        if path.is_dir() or not os.access(path.parent, os.W_OK): raise ValueError(f"{path} cannot be written: name a file in a folder that exists and is writable")
+    if a.figure and Path(a.figure).suffix.lower() not in (".png", ".pdf", ".svg"): raise ValueError(f"{a.figure} must end in .png, .pdf or .svg")
+    if a.figure and not find_spec("matplotlib"): raise ValueError("--figure needs Matplotlib: pip install matplotlib")
+
+def _options(a) -> dict[str, Any]:
+    "What the arguments `a` say, as `metrics_card` takes it"
+    said = dict(slices=a.slices and parse_slices(a.slices), names=a.names, shared=a.shared, discrete=a.discrete and dict.fromkeys(a.discrete, True))
+    how = dict(boosted=a.boosted, n_boot=a.n_boot, seed=a.seed) | (dict(mlp=False, widths=()) if a.linear else {})
+    return {k: v for k, v in said.items() if v is not None} | how

@@ -25,6 +25,7 @@ def as_slices(
     D: int, # width of the embedding
 ) -> list: # of `K` Python `slice` objects
     "The contiguous slices of an embedding `D` wide"
+    if torch.is_tensor(slices): slices = slices.tolist()
     if isinstance(slices, (int, np.integer)):
         if slices < 1 or D % slices: raise ValueError(f"{slices} equal slices do not fit D={D}: K must divide D, or give the widths")
         slices = [D // slices] * int(slices)
@@ -44,16 +45,32 @@ def parse_slices(
     return numbers if len(numbers) > 1 else numbers[0]
 
 # %% ../nbs/06_probing.ipynb #b4391cbe
+def _tensor(x, name):
+    "A detached tensor of numbers"
+    if torch.is_tensor(x): return x.detach()
+    x = np.asarray(x, order="C")
+    if x.dtype.kind not in "biufc": raise TypeError(f"{name} must be numbers, got {x.dtype}: cast them with .astype, or number classes with np.unique(y, return_inverse=True)")
+    return torch.tensor(x.astype(np.float64) if x.dtype == np.longdouble else x)
+
+def _rounded_away(x):
+    "Dimensions of a float64 matrix whose differences float32 does not hold"
+    spread, lost = x.amax(0) - x.amin(0), (x - x.float()).abs().amax(0)
+    return torch.where((spread > 1e-12 * x.abs().amax(0)) & (lost > spread / 20))[0].tolist()
+
 def check_embeddings(
     x, # embeddings `(n, D)`: tensor or array
     name: str = "embeddings", # what the error message calls it
+    least: int = 2, # rows that are needed; 1 where a fitted probe predicts
 ) -> torch.Tensor: # float32 `(n, D)`, finite, on the device of `x`
     "Embeddings as a finite float32 matrix"
-    x = x.detach() if torch.is_tensor(x) else torch.tensor(np.asarray(x))
+    x = _tensor(x, name)
+    if x.is_complex(): raise TypeError(f"{name} are complex: give real and imaginary parts as dimensions of their own")
     if x.ndim != 2 or x.shape[1] < 1: raise ValueError(f"{name} must have shape (n, D), got {tuple(x.shape)}")
-    if len(x) < 2: raise ValueError(f"{name} have {len(x)} row: at least 2 are needed")
-    bad = (~torch.isfinite(x)).any(1).sum().item()
-    if bad: raise ValueError(f"{name} have NaN or infinite values in {bad} of {len(x)} rows")
+    if len(x) < least: raise ValueError(f"{name} have {len(x)} row{'s' * (len(x) != 1)}, at least {least} are needed")
+    bad = (~torch.isfinite(x.float())).any(1).sum().item()
+    if bad: raise ValueError(f"{name} have NaN or infinite values in {bad} of {len(x)} rows" + (" as float32: divide them by a constant" if x.isfinite().all() else ""))
+    if least > 1 and x.dtype == torch.float64 and (lost := _rounded_away(x)):
+        raise ValueError(f"{name} differ by less than float32 can hold in dimensions {lost[:5]}: subtract their mean, or choose smaller units")
     return x.float()
 
 # %% ../nbs/06_probing.ipynb #9d714a64
@@ -64,7 +81,7 @@ def check_labels(
     name: str = "factor", # what the error message calls it
 ) -> torch.Tensor: # int64, same shape
     "Labels as non-negative int64"
-    y = y.detach() if torch.is_tensor(y) else torch.tensor(np.asarray(y))
+    y = _tensor(y, f"{name}: labels")
     if y.is_floating_point() or y.is_complex():
         raise TypeError(f"{name}: labels must be integers, got {y.dtype}: cast them, or bin a continuous factor first")
     if n is not None and len(y) != n: raise ValueError(f"{name}: {len(y)} rows of labels for {n} rows of embeddings")
@@ -123,7 +140,7 @@ class Probe(ProbeBase):
         x, # embeddings `(n, D)`
     ) -> torch.Tensor: # natural logarithm `(n, C)`
         "Log-probability of each class"
-        x = (check_embeddings(x).to(self.mean) - self.mean) / self.std
+        x = (check_embeddings(x, least=1).to(self.mean) - self.mean) / self.std
         return F.log_softmax(x @ self.weight.T + self.bias, 1)
 
 # %% ../nbs/06_probing.ipynb #2f207d66
@@ -161,7 +178,7 @@ def _with_valid(x, y, x_valid, y_valid, n_classes, device):
         held = holdout(y)
         if not held.any(): raise ValueError("every class has one training row, none is left for validation: give x_valid and y_valid")
         return x, y, C, ~held, x[held], y[held]
-    x_valid = check_embeddings(x_valid, "validation embeddings").to(x.device)
+    x_valid = check_embeddings(x_valid, "validation embeddings", least=1).to(x.device)
     y_valid = check_labels(y_valid, len(x_valid), C, "validation labels").to(x.device)
     return x, y, C, torch.ones_like(y, dtype=torch.bool), x_valid, y_valid
 
@@ -171,19 +188,21 @@ def linear_probe(
     y, # training labels `(n,)`, integers `0 .. C-1`
     x_valid=None, # validation embeddings; default the last fifth of each class of the training rows
     y_valid=None, # validation labels
-    l2=(1e-1, 1e-2, 1e-3, 1e-4, 1e-5), # regularisation strengths, strong to weak; `1/(n C)` in scikit-learn's terms
+    l2=(10., 1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5), # regularisation strengths; `1/(n C)` in scikit-learn's terms
     n_classes: int | None = None, # default one more than the largest label
     device=None, # default that of `x`
 ) -> Probe: # fitted on all training rows at the chosen strength
     "Multinomial logistic regression, its regularisation chosen on a validation part"
     x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid, n_classes, device)
     mean, std = _standardiser(x[fit])
-    z, best, Wb = (x[fit].to(mean) - mean) / std, (float("inf"), None, None), None
-    for lam in sorted(np.atleast_1d(l2).tolist(), reverse=True):
-        Wb = _fit_softmax(z, y[fit], C, lam, Wb)
-        loss = F.nll_loss(Probe(*Wb, mean, std).log_prob(x_valid), y_valid).item() if len(x_valid) else 0.
-        if loss >= best[0]: break
-        best = loss, lam, Wb
+    z, best, strengths = (x[fit].to(mean) - mean) / std, (float("inf"), None, None), sorted(np.atleast_1d(l2).tolist())
+    for path in [l for l in strengths[::-1] if l <= 0.1], [l for l in strengths if l > 0.1]:
+        Wb = best[2]
+        for lam in path:
+            Wb = _fit_softmax(z, y[fit], C, lam, Wb)
+            loss = F.nll_loss(Probe(*Wb, mean, std).log_prob(x_valid), y_valid).item() if len(x_valid) else 0.
+            if loss >= best[0]: break
+            best = loss, lam, Wb
     mean, std = _standardiser(x)
     return Probe(*_fit_softmax((x.to(mean) - mean) / std, y, C, best[1], best[2]), mean, std, best[1])
 
@@ -200,7 +219,7 @@ class MLPProbe(ProbeBase):
         x, # embeddings `(n, D)`
     ) -> torch.Tensor: # natural logarithm `(n, C)`
         "Log-probability of each class"
-        return F.log_softmax(self.net((check_embeddings(x).to(self.mean) - self.mean) / self.std), 1)
+        return F.log_softmax(self.net((check_embeddings(x, least=1).to(self.mean) - self.mean) / self.std), 1)
 
 # %% ../nbs/06_probing.ipynb #5afaea76
 def _train_mlp(net, z, y, valid_loss, epochs, bs, lr, gen, loss_fn=F.cross_entropy):
@@ -275,7 +294,7 @@ class KNNProbe(ProbeBase):
         x, # embeddings `(n, D)`
     ) -> torch.Tensor: # natural logarithm of the share of votes `(n, C)`
         "Log of the share of the votes that each class gets"
-        rows = F.normalize(check_embeddings(x).to(self.x), dim=1).split(1024)
+        rows = F.normalize(check_embeddings(x, least=1).to(self.x), dim=1).split(1024)
         near = torch.cat([(r @ self.x.T).topk(self.k, 1).indices for r in rows])
         return F.one_hot(self.y[near], self.n_classes).float().mean(1).log()
 
@@ -307,13 +326,27 @@ def knn_accuracy(
     return knn_probe(x_train, y_train, k=k).accuracy(x_test, y_test)
 
 # %% ../nbs/06_probing.ipynb #f3b4031b
-def _pair(pair, names, what):
-    "A checked `(embeddings, factors)` pair with one column for each name"
-    x = check_embeddings(pair[0], f"{what} embeddings")
-    y = check_labels(pair[1], len(x), name=f"{what} factors").to(x.device)
+def _different(names) -> list:
+    "Names as a list without repetition; a string is one name"
+    names = [names] if isinstance(names, str) else list(names)
+    twice = sorted({str(n) for n in names if names.count(n) > 1})
+    if twice: raise ValueError(f"names must differ, {twice} occur more than once in {names}")
+    return names
+
+def _named_labels(y, names, what, n=None):
+    "Checked labels `(n, F)`, one column for each name"
+    if hasattr(y, "columns") and list(y.columns) != list(range(len(y.columns))):
+        if set(y.columns) != set(names): raise ValueError(f"{what} factors have columns {list(y.columns)}, expected those of factor_names {names}")
+        y = y[names]
+    y = check_labels(y, n, name=f"{what} factors")
     if y.ndim != 2 or y.shape[1] != len(names):
         raise ValueError(f"{what} factors have shape {tuple(y.shape)}, expected (n, {len(names)}) for factor_names {tuple(names)}")
-    return x, y
+    return y
+
+def _pair(pair, names, what):
+    "A checked `(embeddings, factors)` pair"
+    x = check_embeddings(pair[0], f"{what} embeddings")
+    return x, _named_labels(pair[1], names, what, len(x)).to(x.device)
 
 def _row_names(slices, D):
     "The parts that are probed: `r`, `r_0`, `r_1`, ..."
@@ -329,6 +362,7 @@ def probe_matrix(
     valid=None, # `(embeddings, factors)` to choose the regularisation on
 ) -> dict: # `{"r": {"DC": percent, ...}, "r_0": {...}, ...}`
     "Test accuracy of every factor on the whole embedding and on every slice"
+    factor_names = _different(factor_names)
     (x, y), (xt, yt) = _pair(train, factor_names, "train"), _pair(test, factor_names, "test")
     xv, yv = _pair(valid, factor_names, "validation") if valid is not None else (None, None)
     if xt.shape[1] != x.shape[1]: raise ValueError(f"test embeddings are {xt.shape[1]} wide, train embeddings {x.shape[1]}")
@@ -345,9 +379,10 @@ def chance_levels(
     factor_names=("DC", "DL", "BC"), # names of the `F` columns
 ) -> dict: # percent for each factor
     "Accuracy of naming the most common training class"
-    y_train, y_test = check_labels(y_train), check_labels(y_test)
+    names = _different(factor_names)
+    y_train, y_test = _named_labels(y_train, names, "train"), _named_labels(y_test, names, "test")
     mode = [torch.bincount(c).argmax() for c in y_train.T]
-    return {n: 100 * (c == m).double().mean().item() for n, c, m in zip(factor_names, y_test.T, mode)}
+    return {n: 100 * (c == m).double().mean().item() for n, c, m in zip(names, y_test.T, mode)}
 
 # %% ../nbs/06_probing.ipynb #9a0e7de1
 def match_slices(
@@ -466,6 +501,7 @@ def card_from_accuracy(
     **kw, # `probe`, `n_train`, `n_test`
 ) -> Scorecard: # judged
     "Match the slices, measure gaps and R1, R2, R3"
+    shared = _different(shared)
     unknown = [f for f in shared if f not in chance]
     if unknown or not shared: raise ValueError(f"shared factors {list(shared)} must be one or more of {list(chance)}")
     match = match_slices(accuracy, chance, tuple(shared))

@@ -64,6 +64,17 @@ def test_mutual_information_is_scikit_learns_on_20_bins():
             for j in range(2): assert I[i, j] == pytest.approx(ref.binned_information(x[:, i], y[:, j]), abs=1e-9)
 
 
+def test_a_constant_dimension_knows_exactly_nothing():
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(30, 400))
+        y = np.stack([rng.integers(rng.integers(2, 12), size=n) for _ in range(2)], 1)
+        x = np.concatenate([rng.normal(size=(n, 2)), np.full((n, 2), 0.1)], 1).astype(np.float32)
+        I = mi_matrix(x, as_factors(y, y))
+        assert (I[2:] == 0).all() and (I[:2] > 0).all()
+        assert modularity(I) == pytest.approx(modularity(I[:2]) / 2) and med(I) == pytest.approx(med(I[:2])) and top_k_med(I) == pytest.approx(top_k_med(I[:2]))
+
+
 def test_continuous_factor_is_binned():
     for seed in SEEDS:
         x, _ = ref.random_data(seed)
@@ -150,6 +161,16 @@ def test_continuous_reading_is_scikit_learns_ridge():
         assert p.weight[0].numpy() * p.y_std == pytest.approx(ridge.coef_, rel=1e-4, abs=1e-4)
         ss = ((y[200:] - ridge.predict(z[200:]))**2).sum() / ((y[200:] - y[:200].mean())**2).sum()
         assert r.accuracy() / 100 == pytest.approx(1 - ss, abs=1e-4)
+
+
+@pytest.mark.parametrize("n,D", [(100, 128), (300, 128), (3000, 128)])
+def test_a_continuous_factor_that_cannot_be_read_has_no_r_squared(n, D):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        x, y = rng.normal(size=(2 * n, D)), rng.normal(size=2 * n)
+        r = read_factor(x[:n], x[n:], as_factors(y[:n], y[n:])[0])
+        assert r.accuracy() == pytest.approx(0, abs=7) and r.information() == pytest.approx(0, abs=0.15)
+        assert r.probe.predict(x[:1]).shape == (1,)
 
 
 def test_linear_importance_is_the_mean_absolute_weight_and_the_logits_spread():
@@ -262,6 +283,41 @@ def test_missing_entries_of_a_data_frame_are_refused():
     assert [f.n_classes for f in as_factors(whole, whole)] == [3, 2]
     for gap in (dict(a=pd.array([0, 1, pd.NA], dtype="Int64")), dict(a=["x", "y", None]), dict(a=[0., 1., np.nan])):
         with pytest.raises(ValueError, match="missing or infinite values in 1 rows of the train factor"): as_factors(pd.DataFrame(gap), pd.DataFrame(gap))
+
+
+def test_columns_of_test_data_frames_are_found_by_name():
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    a, b = pd.DataFrame(dict(k=[0, 1, 1], m=[5, 6, 7])), pd.DataFrame(dict(m=[7, 5], k=[1, 0]))
+    assert [(f.name, f.test.tolist()) for f in as_factors(a, b)] == [("k", [1, 0]), ("m", [2, 0])]
+    assert [f.name for f in as_factors(a, b, names=["x", "y"])] == ["x", "y"]
+    with pytest.raises(ValueError, match="the same names"): as_factors(a, b.rename(columns=dict(m="l")))
+    with pytest.raises(ValueError, match=r"\['k'\] occur more than once"): as_factors(a.rename(columns=dict(m="k")), a.rename(columns=dict(m="k")))
+
+
+def test_names_of_any_kind():
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    y = np.array([[0, 5], [1, 6], [1, 7]])
+    for names in (["a", "b"], ("a", "b"), np.array(["a", "b"]), pd.Index(["a", "b"])): assert [f.name for f in as_factors(y, y, names)] == ["a", "b"]
+    assert as_factors(y[:, 0], y[:, 0], "digit")[0].name == "digit"
+    with pytest.raises(ValueError, match=r"\['a'\] occur more than once"): as_factors(y, y, ["a", "a"])
+
+
+@pytest.mark.parametrize("discrete,kinds", [(None, [True, False]), (True, [True, True]), ([True, True], [True, True]), (np.array([False, True]), [False, True]),
+                                            ([None, True], [True, True]), (dict(w=True), [True, True]), (dict(k=False), [False, False])])
+def test_kinds_of_factors(discrete, kinds):
+    y = np.array([[0, .5], [1, .6], [1, .7]], object)
+    a, b = (pytest.importorskip("pandas", reason="pandas is not installed").DataFrame(dict(k=y[:, 0].astype(int), w=y[:, 1].astype(float))) for _ in range(2))
+    assert [f.discrete for f in as_factors(a, b, discrete=discrete)] == kinds
+
+
+@pytest.mark.parametrize("discrete", ["True", [True], dict(z=True), dict(f0="no"), 2])
+def test_kinds_that_mean_nothing(discrete):
+    with pytest.raises((ValueError, TypeError), match="discrete"): as_factors([[0., 1], [1, 2]], [[0., 1]], discrete=discrete)
+
+
+def test_trees_need_a_factor_that_varies_in_their_rows():
+    y = np.stack([np.arange(4000) % 3, np.arange(4000) == 5], 1).astype(int)
+    with pytest.raises(ValueError, match="rare: only one value in the 1000 rows"): boosted_trees(np.zeros((4000, 2)), as_factors(y, y, ["common", "rare"]))
 
 
 @pytest.mark.parametrize("slices,error", [([[0, 1], [2, 4]], "indices of the 4"), ([[0.5], [1, 2, 3]], "indices of the 4"),

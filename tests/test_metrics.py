@@ -1,5 +1,6 @@
 "The metrics card: inputs, invariances, bad input, intervals, comparison over seeds, command line, weight of the import"
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
 import references as ref
-from disentangle_nb.metrics import MetricsCard, bench_metrics, compare, disentangle_metrics, load_cards, load_embeddings, metrics_card, save_cards
+from disentangle_nb.metrics import MetricsCard, _write, bench_metrics, compare, disentangle_metrics, load_cards, load_embeddings, metrics_card, save_cards
 from disentangle_nb.probing import scorecard
 
 QUICK = dict(mlp=False, widths=(), n_boot=0, n_refit=0, n_perm=0)
@@ -142,6 +143,33 @@ def test_unjudged_factors_are_shown_and_enter_nothing():
     assert "f2" in a.matrices["accuracy_linear"]["r"] and "f2" not in a.matrices["importance"]["r_0"]
 
 
+def test_boosted_trees_refuse_a_rare_factor_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr("disentangle_nb.metrics._measure", lambda *a: pytest.fail("measured"))
+    rare = np.stack([np.arange(4000) % 3, np.arange(4000) == 5], 1).astype(int)
+    test = np.zeros((20, 4), np.float32), np.zeros((20, 2), int)
+    with pytest.raises(ValueError, match="rare: only one value"): metrics_card(np.zeros((4000, 4), np.float32), rare, test=test, names=["common", "rare"], boosted=True, **QUICK)
+
+
+def test_continuous_scores_stay_in_their_range_with_few_rows():
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        w = rng.uniform(-1, 1, size=100)
+        x = np.concatenate([w[:, None] + 0.1 * rng.normal(size=(100, 64)), rng.normal(size=(100, 64))], 1)
+        card = metrics_card(x, w, **QUICK)
+        assert 0 <= block(card, "sap") <= 1 and 0 <= block(card, "gap") <= 100
+        assert "f0 100 R²" in str(card) and "f0 %" not in str(card)
+
+
+def test_constant_dimensions_count_as_uninformative():
+    dead = X.copy()
+    dead[:, [1, 2, 7, 8]] = 0.1
+    for seed in range(5):
+        a, b = (metrics_card(v, Y, seed=seed, **QUICK) for v in (dead, np.delete(dead, [1, 2, 7, 8], 1)))
+        value = lambda card, k: card.values[k]["dimension"]["value"]
+        assert value(a, "modularity") == pytest.approx(value(b, "modularity") * 8 / 12)
+        for k in ("med", "top_k_med", "mig"): assert value(a, k) == pytest.approx(value(b, k))
+
+
 def test_boosted_scores_are_added():
     card = metrics_card(X, Y, boosted=True, **QUICK)
     assert card.values["informativeness_boosted"]["whole"]["value"] > 0.8
@@ -176,7 +204,7 @@ def test_compare_is_the_paired_t_interval():
     (dict(embeddings=X * np.nan), "NaN or infinite"), (dict(embeddings=X[:-1]), "rows of embeddings"), (dict(embeddings=X[:, 0]), r"\(n, D\)"),
     (dict(factors=Y * [1, 0]), "only one value"), (dict(factors=Y + np.array([np.nan, 0])), "NaN"), (dict(slices=5), "K must divide D"),
     (dict(slices=[5, 5]), "sum to D=12"), (dict(slices=[list(range(7)), list(range(6, 12))]), "overlap"), (dict(slices=[[0, 1], [2, 3]]), "leave out"),
-    (dict(names=["a"]), "must be as many"), (dict(shared=["zz"]), "must name one or more"), (dict(shared=[]), "must name one or more"),
+    (dict(names=["a"]), "must be as many"), (dict(names="ab"), "must be as many"), (dict(names=["a", "a"]), "more than once"), (dict(discrete="yes"), "discrete"), (dict(shared=["zz"]), "must name one or more"), (dict(shared=[]), "must name one or more"),
     (dict(test=(X[:50], Y[:49])), "rows of test embeddings"), (dict(test=(X[:50, :6], Y[:50])), "6 wide"), (dict(test=(X[:4], Y[:4])), "too few"),
     (dict(test=(X[:50], Y[:50] + 5)), "absent from training")])
 def test_bad_input(change, error):
@@ -221,6 +249,56 @@ def run(*args):
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
 
 
+@pytest.fixture
+def file(tmp_path):
+    np.savez(tmp_path / "e.npz", embeddings=X[:200], factors=Y[:200].astype(float), factor_names=["a", "b"], discrete=[True, False])
+    return tmp_path / "e.npz"
+
+
+@pytest.mark.parametrize("args,says", [
+    (["none.npz"], "none.npz is missing"), (["e.npz", "--slices", "two"], "slices must be a number or widths joined by commas, got 'two'"), ([], "give an .npz file"),
+    (["e.npz", "--bench"], "give an .npz file"), (["e.npz", "--names", "a,a"], "occur more than once"), (["e.npz", "--discrete", "z"], r"discrete speaks of \['z'\]"),
+    (["e.npz", "--out", "nowhere/c.json"], "cannot be written"), (["e.npz", "--out", "."], "cannot be written"), (["e.npz", "--figure", "c.doc"], "must end in"),
+    (["e.npz", "--figure", "nowhere/c.png"], "cannot be written"), (["damaged.npz"], "damaged.npz is damaged"), (["cut.npz"], "no .npz file"), (["object.npz"], "Python objects")])
+def test_command_refuses_in_one_line_before_it_measures(file, monkeypatch, capsys, args, says):
+    whole = bytearray(file.read_bytes())
+    (file.parent / "cut.npz").write_bytes(whole[:500])
+    whole[400:440] = b"\xff" * 40
+    (file.parent / "damaged.npz").write_bytes(whole)
+    np.savez(file.parent / "object.npz", embeddings=X, factors=Y, factor_names=np.array(["a", "b"], object))
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setattr("disentangle_nb.metrics._measure", lambda *a: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as e: disentangle_metrics(args)
+    said = capsys.readouterr()
+    assert e.value.code == 2 and not said.out and said.err.count("\n") == 1
+    assert re.match(f"error: .*{says}", said.err), said.err
+
+
+def test_command_tells_classes_from_values(file):
+    out = file.parent / "card.json"
+    for said, want in (([], {"a": 5, "b": 0}), (["--discrete", "a, b"], {"a": 5, "b": 5})):
+        disentangle_metrics([str(file), "--linear", "--n_boot", "0", "--out", str(out), *said])
+        assert MetricsCard.from_dict(json.loads(out.read_text())).meta["factors"] == want
+    assert [p.name for p in file.parent.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_an_interrupted_write_leaves_the_older_file(tmp_path):
+    def fail(p):
+        p.write_text("half")
+        raise OSError("disk full")
+    (tmp_path / "cards.json").write_text("older")
+    with pytest.raises(OSError): _write(tmp_path / "cards.json", fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["cards.json"] and (tmp_path / "cards.json").read_text() == "older"
+
+
+def test_benchmark_takes_the_options(monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr("disentangle_nb.metrics.metrics_card", lambda x, y, slices, **kw: seen.update(kw, slices=slices) or metrics_card(x[:100], y[:100], **QUICK))
+    disentangle_metrics(["--bench", "--linear", "--n_boot", "7", "--seed", "3", "--slices", "4", "--shared", "DC", "--boosted"])
+    assert seen == dict(names=["DC", "DL", "BC"], slices=4, shared=["DC"], boosted=True, n_boot=7, seed=3, mlp=False, widths=())
+    assert " s on " in capsys.readouterr().out
+
+
 def test_command_line(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: it draws the figure")
     np.savez(tmp_path / "e.npz", embeddings=X[:300], factors=Y[:300])
@@ -229,7 +307,7 @@ def test_command_line(tmp_path):
     assert MetricsCard.from_dict(json.loads((tmp_path / "c.json").read_text())).meta["judged"] == ["digit"]
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
     assert "--boosted" in run("--help").stdout
-    assert run().returncode != 0 and "give an .npz file" in run().stderr
+    assert run().returncode == 2
 
 
 def test_benchmark_prints_seconds():

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from disentangle_nb.probing import (PROBES, Scorecard, as_slices, card_from_accuracy, holdout, linear_probe,
+from disentangle_nb.probing import (PROBES, Scorecard, as_slices, card_from_accuracy, chance_levels, check_embeddings, holdout, linear_probe,
                                     match_slices, mlp_probe, probe_matrix, scorecard)
 
 
@@ -124,6 +124,66 @@ def test_numpy_torch_and_dataframe_give_the_same_card(probe):
              for f, g in [(np.asarray, np.asarray), (torch.tensor, torch.tensor), (pd.DataFrame, pd.DataFrame)]]
     assert cards[0] == cards[1] == cards[2]
     assert cards[0].n_train == cards[0].n_test == 200
+
+
+def test_columns_of_a_data_frame_are_found_by_name():
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    x, y, xt, yt = blobs(200, 3, 6, 1, 0)
+    two, names = lambda v: np.stack([v, (v + 1) % 3 % 2], 1), ("a", "b")
+    frame = lambda v, columns=names: pd.DataFrame(two(v), columns=names)[list(columns)]
+    plain = scorecard((x, two(y)), (xt, two(yt)), factor_names=names, shared=names)
+    for order in (names, names[::-1]): assert scorecard((x, frame(y, order)), (xt, frame(yt)), factor_names=names, shared=names) == plain
+    with pytest.raises(ValueError, match="have columns"): scorecard((x, frame(y)), (xt, frame(yt)), factor_names=("a", "c"), shared=("a",))
+
+
+@pytest.mark.parametrize("call", [probe_matrix, scorecard, lambda *a, factor_names: chance_levels(a[0][1], a[1][1], factor_names)])
+def test_a_name_occurs_once(call):
+    x, y, xt, yt = blobs(60, 3, 6, 1, 0)
+    two = lambda v: np.stack([v, v], 1)
+    with pytest.raises(ValueError, match=r"\['a'\] occur more than once"): call((x, two(y)), (xt, two(yt)), factor_names=("a", "a"))
+    with pytest.raises(ValueError, match=r"expected \(n, 3\)"): call((x, two(y)), (xt, two(yt)), factor_names=("a", "b", "c"))
+
+
+@pytest.mark.parametrize("probe", list(PROBES))
+def test_one_row_is_predicted_as_among_others(probe):
+    x, y, xt, _ = blobs(60, 3, 6, 1, 0)
+    p = PROBES[probe](x, y)
+    assert p.predict(xt[:1]).tolist() == p.predict(xt[:5])[:1].tolist()
+    with pytest.raises(ValueError, match="0 rows, at least 1"): p.predict(xt[:0])
+
+
+def test_one_validation_row_is_enough():
+    for fit in (linear_probe, mlp_probe): assert fit(torch.randn(6, 2), [0, 0, 0, 0, 0, 1]).predict(torch.randn(3, 2)).shape == (3,)
+
+
+@pytest.mark.parametrize("n,D,close", [(210, 64, 0.05), (700, 128, 0.02), (3000, 128, 0.02)])
+def test_noise_has_no_information(n, D, close):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        x, y = rng.normal(size=(2 * n, D)), rng.integers(10, size=2 * n)
+        logp = linear_probe(x[:n], y[:n]).log_prob(x[n:]).numpy()
+        assert logp[np.arange(n), y[n:]].mean() - np.log(np.bincount(y[:n])[y[n:]] / n).mean() == pytest.approx(0, abs=close)
+
+
+def test_the_strong_end_changes_nothing_that_can_be_read():
+    for seed in range(3):
+        x, y, xt, yt = blobs(700, 10, 32, 2, seed)
+        a, b = linear_probe(x, y), linear_probe(x, y, l2=(1e-1, 1e-2, 1e-3, 1e-4, 1e-5))
+        assert a.l2 == b.l2 and a.accuracy(xt, yt) == pytest.approx(b.accuracy(xt, yt), abs=0.3)
+
+
+@pytest.mark.parametrize("bad,error,says", [
+    (np.array([["1", "2"], ["3", "4"]]), TypeError, "must be numbers, got <U1"), (np.array([[1, 2], [3, None]], object), TypeError, "must be numbers, got object"),
+    (np.ones((3, 2)) * 1j, TypeError, "complex"), (torch.ones(3, 2, dtype=torch.complex64), TypeError, "complex"),
+    (np.full((3, 2), 1e39), ValueError, "3 of 3 rows as float32"), (1e8 + np.random.default_rng(0).normal(size=(9, 2)), ValueError, "subtract their mean")])
+def test_what_is_no_embedding(bad, error, says):
+    with pytest.raises(error, match=says): check_embeddings(bad)
+
+
+def test_float64_that_float32_holds_is_taken():
+    x = np.random.default_rng(0).normal(size=(50, 3)) * [1, 1e-30, 1e30] + [1e6, 0, 0]
+    for v in (x, (1e8 + x).astype(np.float32).astype(float), np.full((9, 2), 1e8 + 0.1), x.astype(np.longdouble)): assert check_embeddings(v).dtype == torch.float32
+    assert torch.equal(check_embeddings(x[:, ::-1]), check_embeddings(x).flip(1))
 
 
 def test_gradients_are_not_followed():
