@@ -358,7 +358,7 @@ def cached(
     path = file()
     if path.exists():
         try: return load_checked(path)
-        except (DamagedFile, OSError) as e: warnings.warn(f'{e}; it is made again')
+        except (DamagedFile, OSError) as e: warnings.warn(f'{e}; it is rebuilt')
     result = make()
     try:
         save_checked(result, file())

@@ -197,4 +197,4 @@ def test_a_cache_that_cannot_be_read_is_made_again(tmp_path, monkeypatch):
     file, = (tmp_path/'cache').glob('x-*.pt')
     file.unlink()
     file.mkdir()
-    with pytest.warns(UserWarning, match='made again'): assert cached('x', [], lambda: {'a': 2}) == {'a': 2}
+    with pytest.warns(UserWarning, match='rebuilt'): assert cached('x', [], lambda: {'a': 2}) == {'a': 2}
