@@ -198,7 +198,9 @@ def above_diagonal(
     return m[:, i, j]
 
 # %% ../nbs/03_regularizers.ipynb #1504360d
-def check_width(width):
+def check_width(
+    width, # Bandwidth, as a multiple of the median distance
+):
     "Raise an error unless the bandwidth is positive and finite"
     if not 0 < width < math.inf: raise ValueError(f"the bandwidth must be {'finite' if width > 0 else 'positive'}, got width={width}")
 
