@@ -89,19 +89,16 @@ def by_slice(
 def plot_slices(
     groups: dict # name to records of one method, or to one `Scorecard`, such as the ideal
 ):
-    "Heat maps of accuracy, slice by factor, for each method (columns) and probe (rows)"
+    "Heat maps of accuracy, slice by factor, for each method (columns) and probe (rows); a scorecard alone is of a linear probe"
     names = 'linear', 'MLP'
     fig, axes = plt.subplots(2, len(groups), figsize=(1.9 * len(groups), 3.4), squeeze=False, layout='constrained')
     for (name, runs), column in zip(groups.items(), axes.T):
         for ax, probe, key in zip(column, names, ('scorecard', 'scorecard_mlp')):
-            if not isinstance(runs, list) and probe != names[0]:
-                ax.set_axis_off()
-                continue
             factors, values = by_slice([Scorecard.from_dict(r[key]) for r in runs] if isinstance(runs, list) else [runs])
-            mean = values[:, 1:].mean(0)
+            mean = values[:, 1:].mean(0) if isinstance(runs, list) or probe == names[0] else np.full_like(values[0, 1:], np.nan)
             ax.imshow(mean, cmap='Blues', vmin=0, vmax=100)
             for i, j in np.ndindex(mean.shape):
-                ax.text(j, i, f'{mean[i, j]:.0f}', ha='center', va='center', color='white' if mean[i, j] > 55 else 'black')
+                ax.text(j, i, '–' if np.isnan(mean[i, j]) else f'{mean[i, j]:.0f}', ha='center', va='center', color='white' if mean[i, j] > 55 else 'black')
                 if i == j: ax.add_patch(plt.Rectangle((j - .48, i - .48), .96, .96, fill=False))
             ax.set(xticks=range(len(factors)), xticklabels=factors, yticks=range(len(factors)), yticklabels=[f'slice of {f}' for f in factors] if ax in axes[:, 0] else [])
             if probe == names[0]: ax.set_title(name, fontsize=9)
@@ -122,7 +119,7 @@ def slice_accuracy_table(
 
 def seeds_and_seconds(
     runs: list # records
-) -> str: # e.g. `Seeds 0, 1; 900 ± 20 seconds each (AMD EPYC, 1 threads)`
+) -> str: # e.g. `Seeds 0, 1; 900 ± 20 seconds each (AMD EPYC, 1 thread)`
     "Seeds, seconds and hardware, for the line below a table"
     seeds, seconds = ', '.join(str(r['seed']) for r in runs), mean_and_spread([r['seconds'] for r in runs], 0)
     return f'Seeds {seeds}; {seconds} seconds each ({" or ".join(sorted({r["hardware"] for r in runs}))})'

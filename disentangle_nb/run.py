@@ -36,7 +36,8 @@ def chip() -> str: # e.g. `Intel(R) Xeon(R) ...`
 
 def hardware() -> str: # e.g. `Intel(R) Xeon(R) ..., 2 threads`
     "The GPU, or the processor and torch's number of threads, and the number of processes where there are several"
-    one = chip() if torch.cuda.is_available() else f'{chip()}, {torch.get_num_threads()} threads'
+    n = torch.get_num_threads()
+    one = chip() if torch.cuda.is_available() else f'{chip()}, {n} thread{"s" * (n > 1)}'
     return f'{one}, {dist.get_world_size()} processes' if dist.is_initialized() else one
 
 def versions() -> dict: # package to version
