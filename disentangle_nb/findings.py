@@ -204,6 +204,7 @@ def method_row(
     cells = card_cells(list(cards.values()), list(cards_of(records, name, 'scorecard_mlp').values()), factors)
     return [*_head(records, name), *map(mean_and_spread, cells), f'{np.mean(seconds):.0f}']
 
+# %% ../nbs/20_findings.ipynb #1ad2d67d
 def methods_table(
     records: list, # of a study, of one kind of pairs
     names: list | None = None, # of methods; default: all

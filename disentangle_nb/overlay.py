@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'Grid', 'make_grid', 'ByClass', 'Source', 'compose', 'write_atomic', 'sweep', 'DamagedFile', 'save_checked',
-           'load_checked', 'only_writer', 'read_image', 'cached', 'load_source', 'seeded', 'sample', 'parse_kinds',
-           'is_fixed', 'draw_pairs', 'Augment', 'to_float', 'of_pairs', 'kind_of_each', 'PairStream', 'RankStream',
-           'PairLoader', 'show_images', 'show_pairs', 'stream_dls', 'pair_dls', 'pairs_one_by_one', 'composition_speed']
+           'load_checked', 'locked', 'only_writer', 'read_image', 'cached', 'load_source', 'seeded', 'sample',
+           'parse_kinds', 'is_fixed', 'draw_pairs', 'Augment', 'to_float', 'of_pairs', 'kind_of_each', 'PairStream',
+           'RankStream', 'PairLoader', 'show_images', 'show_pairs', 'stream_dls', 'pair_dls', 'pairs_one_by_one',
+           'composition_speed']
 
 # %% ../nbs/00_overlay.ipynb #f777d387
 import hashlib, io, os, sys, time, warnings
@@ -196,7 +197,7 @@ def write_atomic(
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as f:
-            for piece in ([data] if isinstance(data, bytes) else data): f.write(piece)
+            for piece in ([data] if isinstance(data, (bytes, bytearray, memoryview)) else data): f.write(piece)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
@@ -242,19 +243,27 @@ def load_checked(
 
 # %% ../nbs/00_overlay.ipynb #0864d11d
 @contextmanager
+def locked(
+    path: str | Path, # of an empty file, which stays
+    what: str | Path # that is kept from others, for the error
+):
+    "Keep other processes that lock the same file out"
+    lock = FileLock(path, timeout=0)
+    try: lock.acquire()
+    except Timeout: raise BlockingIOError(f'{what} is in use by another run; wait for it to end, or choose another name') from None
+    except OSError as e: warnings.warn(f'{what} cannot be locked ({e}): see to it that no other run uses it')
+    try: yield
+    finally: lock.release()
+
+@contextmanager
 def only_writer(
     folder: str | Path # made if needed; an empty file `.lock` stays in it
 ):
     "Keep other processes out of a folder, and sweep it"
     Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(folder)/'.lock', timeout=0)
-    try: lock.acquire()
-    except Timeout: raise BlockingIOError(f'{folder} is in use by another run; wait for it to end, or choose another folder') from None
-    except OSError as e: warnings.warn(f'{folder} cannot be locked ({e}): see to it that no other run uses it')
-    try:
+    with locked(Path(folder)/'.lock', folder):
         sweep(folder)
         yield
-    finally: lock.release()
 
 # %% ../nbs/00_overlay.ipynb #7bb270da
 def read_image(

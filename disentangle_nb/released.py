@@ -412,6 +412,7 @@ class ReleasedStream:
         jitter = of_pairs(self.augment and self.augment.jitter(2 * self.bs, seeded(self.seed, 1, b)), pairs)
         return to_float(x, jitter), factors.repeat(2, 1), kind
 
+# %% ../nbs/08_released.ipynb #947c4ecb
 def released_stream(
     folder, # Folder of the shards
     kinds:str|list, # What the pairs share, such as `DC-BC`; several in a list or joined by commas

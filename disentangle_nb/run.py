@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'SPANS', 'chip', 'hardware', 'versions', 'use_bf16', 'load_sources', 'train_stream', 'model_of', 'callbacks',
-           'make_learner', 'check_folder', 'is_finished', 'begin', 'finish', 'picture', 'run', 'check_numbers',
+           'make_learner', 'check_folder', 'is_finished', 'begin', 'finish', 'picture', 'run', 'check_ranges',
            'fail_plainly', 'ranks', 'run_options', 'disentangle_run', 'arguments', 'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #ab6fd3a6
@@ -91,6 +91,7 @@ def callbacks(
     if base == 'inferred': found = [FindKinds(start, len(config['kinds']), seed=config['seed'])]
     return found + ([GradCache(2 * config['micro'])] if config.get('micro') else [])
 
+# %% ../nbs/09_run.ipynb #b4bc5eb2
 def make_learner(
     config: dict, # options of `disentangle_run`
     sources: dict, # part to `Source`
@@ -146,6 +147,7 @@ def begin(
     write_json(folder/'config.json', config)
     return last_state(folder)
 
+# %% ../nbs/09_run.ipynb #05c27ba4
 def finish(
     folder: Path, # of the run
     config: dict, # options
@@ -163,8 +165,9 @@ def picture(
     folder: Path # of a finished run
 ) -> Run:
     "The run, with its figure drawn if it is missing"
-    if not (folder/'figure.png').exists(): _save(plot_run(Run(folder)), folder/'figure.png')
-    return Run(folder)
+    run = Run(folder)
+    if not (folder/'figure.png').exists(): _save(plot_run(run), folder/'figure.png')
+    return run
 
 # %% ../nbs/09_run.ipynb #8428a283
 def run(
@@ -188,7 +191,7 @@ LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidd
 
 SPANS = dict(lam=(0, inf), wd=(0, inf), shift=(0, inf), contrast=(0, 1)) # smallest and largest values; finite
 
-def check_numbers(
+def check_ranges(
     options: dict # of `disentangle_run`
 ):
     "Check that numbers are finite, and in their range"
@@ -227,7 +230,7 @@ def run_options(
     quiet: bool # no progress bar and no table
 ) -> Run: # None on other ranks than the first
     "Check the options, and run"
-    check_numbers(options)
+    check_ranges(options)
     for name, value, known in (('regulariser', options['reg'], REGULARIZERS), ('contrastive loss', options['base'], BASES)):
         if value not in known: raise ValueError(f'unknown {name} {value!r}: choose one of {", ".join(known)}')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
