@@ -166,16 +166,15 @@ def compose(
     flip: Tensor | None = None # `(N,)` bool, mirror the photograph
 ) -> Tensor: # `(N, 3, size, size)` uint8, channels-last in memory
     "Digits pasted on photographs by element-wise maximum"
-    order = rows[:, 1].argsort(stable=True)
-    ends = rows[:, 1].bincount(minlength=len(source.grid)).cumsum(0).tolist()
+    group = 2 * rows[:, 1] + (0 if flip is None else flip)
+    order = group.argsort(stable=True)
+    ends = [0, *group.bincount(minlength=2 * len(source.grid)).cumsum(0).tolist()]
     local = lambda t: None if t is None else t[order].to(source.device)
     digit, _, photo = local(rows).unbind(1)
     image = _crop(source.photos, photo, source.size, local(corner))
-    if flip is not None:
-        mirror = flip[order].nonzero()[:, 0].to(source.device)
-        image.index_copy_(0, mirror, image.index_select(0, mirror).flip(2))
     digits = source.digits.index_select(0, digit)[..., None].expand(-1, -1, -1, 3).contiguous()
-    for (y, x), a, b in zip(source.windows, [0, *ends], ends):
+    for (y, x), a, mirrored, b in zip(source.windows, ends[::2], ends[1::2], ends[2::2]):
+        image[mirrored:b] = image[mirrored:b].flip(2)
         window = image[a:b, y, x]
         torch.maximum(window, digits[a:b], out=window)
     return image.index_select(0, order.argsort().to(source.device)).permute(0, 3, 1, 2)
