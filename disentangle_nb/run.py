@@ -24,7 +24,7 @@ from .overlay import Augment, PairStream, only_writer, parse_kinds, stream_dls
 from .probing import as_slices, parse_slices
 from .released import released_stream
 from .results import PARTS, Run, _save, embed_parts, judge, plot_run, shared_factors, source_of, validation_probe, write_json, write_report, write_run
-from .training import FindCategories, FindKinds, GradCache, Interrupted, check_options, disentangle_learner, distribute, first_then_others, from_first, keep_freed_memory, last_state, process_group, restore, this_rank, train
+from .training import FindCategories, FindKinds, GradCache, Interrupted, TrimMemory, check_options, disentangle_learner, distribute, first_then_others, from_first, keep_freed_memory, last_state, process_group, restore, this_rank, train
 
 # %% ../nbs/09_run.ipynb #765de024
 def chip() -> str: # e.g. `Intel(R) Xeon(R) ...`
@@ -89,7 +89,7 @@ def callbacks(
     if base in ('category', 'inferred') and not start: raise ValueError(f'the base {base} needs --start, the step at which its second stage begins')
     if base == 'category': found = [FindCategories(start, seed=config['seed'])]
     if base == 'inferred': found = [FindKinds(start, len(config['kinds']), seed=config['seed'])]
-    return found + ([GradCache(2 * config['micro'])] if config.get('micro') else [])
+    return [TrimMemory(), *found] + ([GradCache(2 * config['micro'])] if config.get('micro') else [])
 
 # %% ../nbs/09_run.ipynb #b4bc5eb2
 def make_learner(

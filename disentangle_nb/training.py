@@ -8,7 +8,8 @@ __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'Sto
            'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train',
            'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first',
            'first_then_others', 'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'embed_pairs',
-           'cluster_pairs', 'FindCategories', 'FindKinds', 'keep_freed_memory', 'step_overhead']
+           'cluster_pairs', 'FindCategories', 'FindKinds', 'keep_freed_memory', 'resident_memory', 'TrimMemory',
+           'step_overhead']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
 import copy, csv, ctypes, gc, io, os, random, signal, sys, threading, time, warnings
@@ -677,9 +678,22 @@ class FindKinds(Callback):
 # %% ../nbs/05_training.ipynb #79d98790
 def keep_freed_memory() -> bool: # whether the C library can
     "Keep the memory of freed tensors for the next ones, on glibc"
-    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
     trim, mmap = -1, -3 # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    return hasattr(libc, 'mallopt') and all(libc.mallopt(option, 2**31 - 1) for option in (trim, mmap))
+    return hasattr(libc := _libc(), 'mallopt') and all(libc.mallopt(option, 2**31 - 1) for option in (trim, mmap))
+
+def _libc(): return ctypes.CDLL(None) if sys.platform == 'linux' else None
+
+def resident_memory() -> int: # bytes; 0 where the system does not tell
+    "Memory that this process takes up"
+    statm = Path('/proc/self/statm')
+    return int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') if statm.exists() else 0
+
+class TrimMemory(Callback):
+    "After an epoch that leaves the process half as large again as the first one did, give back what is free, on glibc"
+    first = 0
+    def after_epoch(self):
+        self.first = self.first or resident_memory()
+        if resident_memory() > 1.5 * self.first and hasattr(libc := _libc(), 'malloc_trim'): libc.malloc_trim(0)
 
 # %% ../nbs/05_training.ipynb #e8f60ac9
 def step_overhead(

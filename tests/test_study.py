@@ -51,6 +51,22 @@ def test_killed_study_goes_on(table):
     assert len(run_study(table, table.parent/'runs')) == 1
 
 
+@pytest.mark.skipif(sys.platform == 'win32', reason='a POSIX system is needed: on Windows a signal ends the run at once')
+def test_stopped_study_stops_its_runs(table):
+    "The signal is sent to the command alone; it waits until its run has saved"
+    table.write_text(json.dumps(tiny | {'recipe': tiny['recipe'] | {'steps': 100_000}}))
+    run = table.parent/'runs'/'none_s0'
+    command = subprocess.Popen([sys.executable, '-c', f'from disentangle_nb.study import disentangle_study; disentangle_study({str(table)!r}, out={str(run.parent)!r})'],
+                               start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not list(run.glob('*.pt')) and time.time() < deadline: time.sleep(0.05)
+    command.terminate()
+    said = command.communicate(timeout=120)[1]
+    assert command.returncode == 143 and 'stopped by SIGTERM; the same command goes on' in said
+    assert 'stopped by SIGTERM after step' in run.with_suffix('.log').read_text()
+    assert list(run.glob('*.pt')) and not (run/'scorecard.json').exists()
+
+
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
     "A function that writes a study of a grid; its runs take no time, and stronger weights leak less"
