@@ -152,8 +152,9 @@ def baseline(
     records: list, # of a study
     options: dict # of a run
 ) -> dict: # a record, or None
-    "The run without a regulariser that is nearest: on the same images and as long, of the same seed, if there is one, and with most options in common"
-    found = [r for r in records if r['method'] == 'none' and all(option(r['options'], k) == option(options, k) for k in ALIKE)]
+    "The run without a regulariser that is nearest: of the same factors, on the same images and as long, of the same seed, if there is one, and with most options in common"
+    alike = lambda o: [shared_factors(option(o, 'kinds')), *(option(o, k) for k in ALIKE)]
+    found = [r for r in records if r['method'] == 'none' and alike(r['options']) == alike(options)]
     shared = lambda r: sum(r['options'].get(k) == v for k, v in options.items())
     return max(found, key=lambda r: (r['seed'] == options.get('seed', 0), shared(r)), default=None)
 
@@ -201,8 +202,10 @@ def run_one(
     command = [sys.executable, str(program)] if program else [shutil.which('disentangle_run', path=Path(sys.executable).parent) or 'disentangle_run']
     with open(log, 'w') as f, subprocess.Popen([*command, *arguments(options), '--out', str(folder), '--resume', '--quiet'], stdout=f, stderr=subprocess.STDOUT) as process:
         AT_WORK.add(process)
-        process.wait()
-        AT_WORK.remove(process)
+        try: process.wait()
+        finally:
+            AT_WORK.remove(process)
+            process.terminate() # nothing if it has ended
     if process.returncode: raise ChildProcessError(f'{folder} ended with code {process.returncode}: {log.read_text().strip()[-400:]} (all of it in {log})')
     return time.time() - start
 
