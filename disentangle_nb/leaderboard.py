@@ -122,7 +122,8 @@ def seeds_and_seconds(
 ) -> str: # e.g. `Seeds 0, 1; 900 ± 20 seconds each (AMD EPYC, 1 thread)`
     "Seeds, seconds and hardware, for the line below a table"
     seeds, seconds = ', '.join(str(r['seed']) for r in runs), mean_and_spread([r['seconds'] for r in runs], 0)
-    return f'Seeds {seeds}; {seconds} seconds each ({" or ".join(sorted({r["hardware"] for r in runs}))})'
+    several = len(runs) > 1
+    return f'Seed{"s" * several} {seeds}; {seconds} seconds{" each" * several} ({" or ".join(sorted({r["hardware"] for r in runs}))})'
 
 # %% ../nbs/21_beyond.ipynb #28e54d87
 def write_letters(
