@@ -1,5 +1,5 @@
 "Short runs with random options, one after another in one process: memory stays flat and no file stays open: `python .ci/soak.py --minutes 60`"
-import ctypes, gc, io, os, shutil, sys, tempfile, time, warnings
+import gc, io, os, shutil, sys, tempfile, time, warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import median
@@ -10,28 +10,28 @@ from fastcore.script import call_parse
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from disentangle_nb import results
+from disentangle_nb.bench import peak_memory
 from disentangle_nb.losses import BASES, REGULARIZERS
 from disentangle_nb.overlay import FACTORS
 from disentangle_nb.run import disentangle_run
+from disentangle_nb.training import give_back_memory, resident_memory
 
 kinds = st.lists(st.lists(st.sampled_from(FACTORS), min_size=1, unique=True).map(sorted).map('-'.join), min_size=1, max_size=3, unique=True).map(','.join)
 slices = st.sampled_from(['2', '3', '4', '4,8', '2,4,6'])
 options = st.fixed_dictionaries(dict(
     kinds=kinds, same=st.sampled_from(['class', 'instance']), reg=st.sampled_from(sorted(REGULARIZERS)), base=st.sampled_from(sorted(BASES)),
-    lam=st.floats(0, 10), warmup=st.integers(0, 5), start=st.integers(0, 5), steps=st.integers(1, 8), epoch=st.integers(1, 8), bs=st.integers(6, 24), tau=st.floats(.05, 1),
+    lam=st.floats(0, 10), warmup=st.integers(0, 5), start=st.integers(0, 5), steps=st.integers(2, 8), epoch=st.integers(1, 8), bs=st.integers(6, 24), tau=st.floats(.05, 1),
     slices=slices, dim=st.just(12), hidden=st.sampled_from([0, 16]), no_final_norm=st.booleans(), size=st.sampled_from([32, 48, 64]),
     crop=st.sampled_from(['centre', 'random']), flip=st.booleans(), contrast=st.floats(0, .5), shift=st.floats(0, .2),
-    precision=st.sampled_from(['fp32', 'bf16']), probe_every=st.integers(1, 4), seed=st.integers(0, 99)))
+    precision=st.sampled_from(['fp32', 'bf16']), probe_every=st.integers(1, 4), seed=st.integers(0, 99))).map(
+    lambda o: o | dict(start=min(max(o['start'], o['base'] in ('category', 'inferred')), o['steps'] - 1)))  # a second stage begins within the run
 
 
 def memory():
     "Megabytes of this process that are in memory, after what is free was given back where the C library can"
     gc.collect()
-    if sys.platform == 'linux': getattr(ctypes.CDLL(None), 'malloc_trim', lambda _: None)(0)
-    proc = Path('/proc/self/statm')
-    if proc.exists(): return int(proc.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == 'darwin' else 1e3)
+    give_back_memory()
+    return (resident_memory() or peak_memory('cpu')) / 1e6
 
 
 def open_files():

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'option', 'expand', 'run_name', 'between_slices', 'without_path', 'record', 'read_records', 'write_records',
            'recorded', 'find_record', 'cost', 'distance', 'baseline', 'card_of', 'best_lam', 'with_weight', 'run_one',
-           'make_executor', 'waves', 'pending', 'completed', 'passing_on', 'program_of', 'run_study',
-           'disentangle_study']
+           'make_executor', 'waves', 'pending', 'completed', 'program_of', 'run_study', 'disentangle_study']
 
 # %% ../nbs/19_study.ipynb #1d6d0c0a
 import inspect, json, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from itertools import combinations, groupby, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from .probing import Scorecard
 from .results import ALIKE, Run, judge, method, run_title, shared_factors
 from .run import arguments, disentangle_run, fail_plainly
 from .sharing import without_folders
-from .training import Interrupted
+from .training import Interrupted, on_signals
 
 # %% ../nbs/19_study.ipynb #1142bf96
 OPTIONS = {k: p.default for k, p in inspect.signature(disentangle_run).parameters.items() if k not in ('out', 'resume', 'quiet')} # with their defaults
@@ -260,16 +259,9 @@ def completed(
         for job in begun: job.cancel()
         while not all(job.done() for job in begun): time.sleep(0.1)
 
-@contextmanager
-def passing_on():
-    "Hand Ctrl-C and SIGTERM on to the runs at work"
-    def stop(signum, frame):
-        for process in list(_at_work): process.terminate()
-        raise Interrupted(signum, f'stopped by {signal.Signals(signum).name}; the same command goes on')
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try: yield
-    finally:
-        for s, handler in before.items(): signal.signal(s, handler)
+def _stop(signum, frame):
+    for process in list(_at_work): process.terminate()
+    raise Interrupted(signum, f'stopped by {signal.Signals(signum).name}; the same command goes on')
 
 # %% ../nbs/19_study.ipynb #d177404d
 def program_of(
@@ -330,5 +322,5 @@ def disentangle_study(
     "Make the runs of a study that are not on record yet"
     folder = Path(out or Path('runs')/Path(study).stem)
     def main():
-        with passing_on(): return run_study(study, folder, jobs, launcher, lambda line: print(line, flush=True))
+        with on_signals(_stop): return run_study(study, folder, jobs, launcher, lambda line: print(line, flush=True))
     print(f'{len(fail_plainly(main))} runs on record in {Path(study).with_suffix(".jsonl")}')

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'probe_metrics',
            'checkpoint_state', 'Checkpoint', 'last_state', 'check_options', 'Resume', 'restore', 'Interrupted',
-           'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'PairLearner', 'disentangle_learner', 'train',
-           'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first',
-           'first_then_others', 'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'embed_pairs',
-           'cluster_pairs', 'FindCategories', 'FindKinds', 'keep_freed_memory', 'resident_memory', 'TrimMemory',
-           'step_overhead']
+           'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without', 'show_cosines', 'PairLearner',
+           'disentangle_learner', 'train', 'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group',
+           'this_rank', 'from_first', 'first_then_others', 'update_statistics', 'synced_norm', 'RankModel',
+           'distribute', 'embed_pairs', 'cluster_pairs', 'FindCategories', 'FindKinds', 'keep_freed_memory',
+           'give_back_memory', 'resident_memory', 'TrimMemory', 'step_overhead']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
 import copy, csv, ctypes, gc, io, os, random, signal, sys, threading, time, warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -288,18 +289,25 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.code = 128 + signum
 
+@contextmanager
+def on_signals(
+    handler # called with the number of the signal and the frame
+): # a context, of the handlers before
+    "Handle Ctrl-C and SIGTERM; in the main thread only, since Python gives them to no other"
+    main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, handler) for s in ((signal.SIGINT, signal.SIGTERM) if main else ())}
+    try: yield before
+    finally:
+        for s, old in before.items(): signal.signal(s, old)
+
 class StopOnSignal(Callback):
     "Finish the step, save, and raise `Interrupted` after Ctrl-C or SIGTERM"
     order = 65
     signum = 0
     @contextmanager
     def listening(self):
-        "Note signals instead of acting on them; in the main thread only, since Python gives them to no other"
-        main = threading.current_thread() is threading.main_thread()
-        self.before = {s: signal.signal(s, self.note) for s in ((signal.SIGINT, signal.SIGTERM) if main else ())}
-        try: yield self
-        finally:
-            for s, handler in self.before.items(): signal.signal(s, handler)
+        "Note signals instead of acting on them"
+        with on_signals(self.note) as self.before: yield self
 
     def note(self, signum, frame):
         self.signum = signum
@@ -345,6 +353,26 @@ class NoPairLoaders(DataLoaders):
 
     def new_empty(self): return self
 
+# %% ../nbs/05_training.ipynb #8be13c72
+def without(
+    learn: Learner, # whose callbacks they are
+    *kinds: type # of callbacks
+): # a context
+    "Put callbacks aside for a while"
+    return learn.removed_cbs([cb for cb in learn.cbs if isinstance(cb, kinds)])
+
+def show_cosines(
+    x: Tensor, # `(2N, 3, h, w)` images, first views then second views
+    slices: Sequence, # of their embeddings, `(2N, D_k)` each
+    max_n: int = 6 # pairs to draw, spread over the batch
+):
+    "Draw pairs, one a column, with the cosine of each slice between the two views"
+    n = len(x) // 2
+    some = torch.linspace(0, n - 1, min(max_n, n)).long()
+    cosines = [torch.cosine_similarity(*s.chunk(2)) for s in slices]
+    titles = ['\n'.join(f'r_{k}: {c[i]:.2f}' for k, c in enumerate(cosines)) for i in some]
+    show_images(x.cpu()[torch.cat([some, some + n])], titles + [''] * len(some), cols=len(some), size=1.6)
+
 # %% ../nbs/05_training.ipynb #b8facca7
 class PairLearner(Learner):
     "A fastai `Learner` on streams of pairs"
@@ -355,18 +383,12 @@ class PairLearner(Learner):
     config: dict
     path: Path
 
-    def without(self,
-                *kinds: type # of callbacks
-               ): # a context
-        "Put callbacks aside for a while"
-        return self.removed_cbs([cb for cb in self.cbs if isinstance(cb, kinds)])
-
     def lr_find(self, *args, **kwargs):
         "fastai's, leaving no trace in the history, the folder and the stream"
         loader = self.dls.train
         position, stop, loader.stop = loader.position, loader.stop, None
         try:
-            with self.without(History, StopOnNaN, ProbeEvery, Checkpoint): return super().lr_find(*args, **kwargs)
+            with without(self, History, StopOnNaN, ProbeEvery, Checkpoint): return super().lr_find(*args, **kwargs)
         finally: loader.position, loader.stop = position, stop
 
     def get_preds(self,
@@ -375,19 +397,15 @@ class PairLearner(Learner):
                   **kwargs # of fastai's `get_preds`
                  ) -> tuple: # `(n, D)` embeddings, and targets
         "fastai's, in the order of the loader"
-        with self.without(ProbeEvery): return super().get_preds(dl=self.dls[ds_idx] if dl is None else dl, **(kwargs | {'reorder': False}))
+        with without(self, ProbeEvery): return super().get_preds(dl=self.dls[ds_idx] if dl is None else dl, **(kwargs | {'reorder': False}))
 
     def show_results(self,
                      ds_idx: int = 1, # 0 for training pairs, 1 for validation pairs
                      max_n: int = 6 # pairs to draw, spread over the batch
                     ):
         "Draw pairs, one a column, with the cosine of each slice between the two views"
-        x, _, kind = batch = self.dls[ds_idx].one_batch()
-        z = self.get_preds(dl=[batch])[0]
-        some = torch.linspace(0, len(kind) - 1, min(max_n, len(kind))).long()
-        cosines = [torch.cosine_similarity(*s.chunk(2)) for s in split_slices(z, self.model.n_slices)]
-        titles = ['\n'.join(f'r_{k}: {c[i]:.2f}' for k, c in enumerate(cosines)) for i in some]
-        show_images(x.cpu()[torch.cat([some, some + len(kind)])], titles + [''] * len(some), cols=len(some), size=1.6)
+        batch = self.dls[ds_idx].one_batch()
+        show_cosines(batch[0], split_slices(self.get_preds(dl=[batch])[0], self.model.n_slices), max_n)
 
     def export(self,
                fname: str = 'export.pkl', # file in `path`
@@ -396,7 +414,7 @@ class PairLearner(Learner):
         "fastai's, without images, the probe and the folder"
         dls, folder, self.dls, self.history.folder = self.dls, self.history.folder, NoPairLoaders(self.dls), None
         try:
-            with self.without(ProbeEvery, Checkpoint): super().export(fname, **kwargs)
+            with without(self, ProbeEvery, Checkpoint): super().export(fname, **kwargs)
         finally: self.dls, self.history.folder = dls, folder
 
 # %% ../nbs/05_training.ipynb #f7e14c8f
@@ -676,12 +694,16 @@ class FindKinds(Callback):
         if self.mixture: self.learn.yb = (self.yb[0], self.mixture(*self.teacher(self.xb[0]).chunk(2)))
 
 # %% ../nbs/05_training.ipynb #79d98790
+def _libc(): return ctypes.CDLL(None) if sys.platform == 'linux' else None
+
 def keep_freed_memory() -> bool: # whether the C library can
     "Keep the memory of freed tensors for the next ones, on glibc"
     trim, mmap = -1, -3 # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     return hasattr(libc := _libc(), 'mallopt') and all(libc.mallopt(option, 2**31 - 1) for option in (trim, mmap))
 
-def _libc(): return ctypes.CDLL(None) if sys.platform == 'linux' else None
+def give_back_memory():
+    "Give free memory back to the system, on glibc"
+    if hasattr(libc := _libc(), 'malloc_trim'): libc.malloc_trim(0)
 
 def resident_memory() -> int: # bytes; 0 where the system does not tell
     "Memory that this process takes up"
@@ -693,7 +715,7 @@ class TrimMemory(Callback):
     first = 0
     def after_epoch(self):
         self.first = self.first or resident_memory()
-        if resident_memory() > 1.5 * self.first and hasattr(libc := _libc(), 'malloc_trim'): libc.malloc_trim(0)
+        if resident_memory() > 1.5 * self.first: give_back_memory()
 
 # %% ../nbs/05_training.ipynb #e8f60ac9
 def step_overhead(
