@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'routes_of', 'check_numbers', 'RoutedMax', 'InferredMax', 'info_nce_within',
-           'likeliest', 'category_loss', 'CategoryMax', 'make_base', 'ramp', 'unique_names', 'DisentangleLoss',
-           'info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent', 'sub_info_nce', 'unit', 'joined', 'SliceLoss',
-           'InfoMax', 'SubInfoMax', 'info_min', 'ortho', 'hess', 'hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
+           'chance_within', 'likeliest', 'category_loss', 'CategoryMax', 'make_base', 'ramp', 'unique_names',
+           'DisentangleLoss', 'info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent', 'sub_info_nce', 'unit',
+           'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax', 'info_min', 'ortho', 'hess', 'hsic', 'InfoMinReg',
+           'OrthoReg', 'HessReg', 'HSICReg']
 
 # %% ../nbs/04_losses.ipynb #25690ad1
 import math
@@ -118,6 +119,14 @@ def info_nce_within(
     total = sum((info_nce(z0[group == g], z1[group == g], tau, 'sum') for g in numbers[counts > 1]), start=zero_of(z0))
     return reduced(total, 2 * len(z0), reduction)
 
+def chance_within(
+    group:Tensor, # Group of each pair, `(N,)`, integers
+    reduction:str='mean', # 'mean' over the `2N` anchors, or 'sum'
+)->Tensor: # Scalar, nats
+    "`info_nce_within` of embeddings that are all alike"
+    n = group.unique(return_counts=True)[1]
+    return reduced((2 * n * (2*n - 1).log()).sum(), 2 * len(group), reduction)
+
 # %% ../nbs/04_losses.ipynb #770747ad
 def likeliest(
     p0:Tensor, # Probabilities of the categories in the first views, `(N, K)`
@@ -139,15 +148,17 @@ def category_loss(
 # %% ../nbs/04_losses.ipynb #de6be311
 class CategoryMax(SliceLoss):
     "NT-Xent of the first slice; once that holds categories, NT-Xent of every other slice within them"
-    name,ready = 'categorymax',True
+    name,ready,gain = 'categorymax',True,0.
     def loss(self, z0, z1):
         check_pair(z0, z1)
         (p0,*rest0),(p1,*rest1) = split_slices(z0, self.n_slices),split_slices(z1, self.n_slices)
         if not self.ready: return info_nce(p0, p1, self.tau, self.reduction)
         if self.check_finite and not ((p0.sum(1) - 1).abs().max() < 1e-3 and p0.min() >= 0):
             raise ValueError('the first slice must hold probabilities: give the model categories=True, and the callback FindCategories')
-        within = (info_nce_within(a, b, likeliest(p0, p1), self.tau, self.reduction) for a,b in zip(rest0, rest1))
-        return sum(within, start=category_loss(p0, p1, self.reduction))
+        group = likeliest(p0, p1)
+        within = torch.stack([info_nce_within(a, b, group, self.tau, self.reduction) for a,b in zip(rest0, rest1)])
+        self.gain = (chance_within(group, self.reduction) - within.mean()).item()
+        return category_loss(p0, p1, self.reduction) + within.sum()
 
 # %% ../nbs/04_losses.ipynb #b786bd98
 BASES:dict = dict(sub=SubInfoMax, whole=InfoMax, routed=RoutedMax, inferred=InferredMax, category=CategoryMax)
@@ -190,6 +201,7 @@ class DisentangleLoss(nn.Module):
         reduction:str='mean', # Reduction of a base by name: 'mean' or 'sum'
         warmup:int=0, # Steps over which the weights grow from 0 to `lam`
         start:int=0, # Step from which on there are regularisers, and a base in two stages is ready
+        gain:float|None=None, # Nats over chance, positive, at which a base that tells its `gain` has the weights in full; not asked for if not given
         check_finite:bool=False, # Raise an error on NaN or infinite input? (makes a GPU wait)
         **kwargs, # Further options of a base by name, such as `routes`
     ):
@@ -199,19 +211,24 @@ class DisentangleLoss(nn.Module):
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction, check_finite=check_finite) | kwargs
         self.base = make_base(base, **kwargs)
         self.uses_kind = getattr(self.base, 'uses_kind', False)
-        self.regs,self.lam,self.warmup,self.start = nn.ModuleList(regs),lam,warmup,start
+        self.regs,self.lam,self.warmup,self.start,self.gain = nn.ModuleList(regs),lam,warmup,start,gain
+        self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
+        if gain is not None and not 0 < gain < math.inf: raise ValueError(f"gain must be positive and finite, got {gain}")
+        if gain is not None and not hasattr(self.base, 'gain'): raise ValueError(f"gain needs a base that tells what it gains over chance, such as 'category', got {type(self.base).__name__}")
         self.names,self.check_finite,self.step,self.parts = unique_names([self.base, *regs]),check_finite,0,{}
         if not isinstance(lam, (int, float)) and len(lam) != len(regs): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
 
     def weights(self):
         "Weights at the present `step`, by the names they are logged under"
         lams = {'lam': self.lam} if isinstance(self.lam, (int, float)) else {f'lam_{n}': l for n,l in zip(self.names[1:], self.lam)}
-        return {n: l * ramp(self.step - self.start, self.warmup) for n,l in lams.items()}
+        share = ramp(self.step - self.start, self.warmup) * (1. if self.gain is None else min(1., max(0., self.gained.item() / self.gain)))
+        return {n: l * share for n,l in lams.items()}
 
     def forward(self, z0, z1, *kind):
         if self.check_finite: check_values(z0, z1)
         if hasattr(self.base, 'ready'): setattr(self.base, 'ready', self.step >= self.start)
         base,regs = self.base(z0, z1, *kind), [m(z0, z1) for m in self.regs]
+        if self.gain is not None and z0.requires_grad: self.gained += (self.base.gain - self.gained) / 50
         weights = self.weights()
         lams = list(weights.values()) * (len(regs) if 'lam' in weights else 1)
         loss = base

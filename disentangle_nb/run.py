@@ -87,7 +87,8 @@ def callbacks(
     "What the options add to the training loop"
     base, start, found = config['base'], config['start'], []
     if base in ('category', 'inferred') and not start: raise ValueError(f'the base {base} needs --start, the step at which its second stage begins')
-    if base == 'category': found = [FindCategories(start, seed=config['seed'])]
+    if config.get('agree') is not None and base != 'category': raise ValueError(f'--agree is for the base category, which makes clusters; got the base {base}')
+    if base == 'category': found = [FindCategories(start, config.get('agree'), seed=config['seed'])]
     if base == 'inferred': found = [FindKinds(start, len(config['kinds']), seed=config['seed'])]
     return [TrimMemory(), *found] + ([GradCache(2 * config['micro'])] if config.get('micro') else [])
 
@@ -109,7 +110,7 @@ def make_learner(
         routes = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
         if (n := len(as_slices(c['slices'], c['dim']))) != len(shared):
             raise ValueError(f"the base {c['base']} needs a slice for each factor that is fixed: {len(shared)} ({', '.join(shared)}), got {n}; give --slices {len(shared)}")
-    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], **routes)
+    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], gain=c.get('gain'), **routes)
     learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'],
                                 [f'r {f}' for f in shared], callbacks(c), c)
     return distribute(learn, sync_bn=True) if dist.is_initialized() else learn
@@ -158,7 +159,8 @@ def finish(
     parts = embed_parts(learn.model, sources)
     cards = judge(parts, config['slices'], shared_factors(config['kinds']))
     seconds = round(sum(e['seconds'] for e in learn.history.epochs), 1)
-    write_run(folder, config | {'seconds': seconds}, learn.model, parts, cards)
+    began = {'began': cb.at for cb in learn.cbs if isinstance(cb, FindCategories)}
+    write_run(folder, config | {'seconds': seconds} | began, learn.model, parts, cards)
     return picture(folder)
 
 def picture(
@@ -189,7 +191,7 @@ def run(
 # %% ../nbs/09_run.ipynb #c80d33cc
 LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, start=0, threads=0, seed=0) # smallest values
 
-SPANS = dict(lam=(0, inf), wd=(0, inf), shift=(0, inf), contrast=(0, 1)) # smallest and largest values; finite
+SPANS = dict(lam=(0, inf), wd=(0, inf), shift=(0, inf), contrast=(0, 1), agree=(0, 1)) # smallest and largest values; finite
 
 def check_ranges(
     options: dict # of `disentangle_run`
@@ -198,9 +200,9 @@ def check_ranges(
     for k, least in LEAST.items():
         if options[k] is not None and options[k] < least: raise ValueError(f'{k} must be {least} or more, got {options[k]}')
     for k, (low, high) in SPANS.items():
-        if not low <= options[k] <= high or options[k] == inf: raise ValueError(f'{k} must be {f"{low} or more" if high == inf else f"between {low} and {high}"} and finite, got {options[k]}')
-    for k in ('lr', 'tau'):
-        if not 0 < options[k] < inf: raise ValueError(f'{k} must be positive and finite, got {options[k]}')
+        if options[k] is not None and not low <= options[k] <= high or options[k] == inf: raise ValueError(f'{k} must be {f"{low} or more" if high == inf else f"between {low} and {high}"} and finite, got {options[k]}')
+    for k in ('lr', 'tau', 'gain'):
+        if options[k] is not None and not 0 < options[k] < inf: raise ValueError(f'{k} must be positive and finite, got {options[k]}')
     if options['start'] >= options['steps']: raise ValueError(f'start must be before the last of the {options["steps"]} steps, got {options["start"]}')
 
 # %% ../nbs/09_run.ipynb #675d6f13
@@ -253,7 +255,9 @@ def disentangle_run(
     reg: str = 'none', # Regulariser; see disentangle_nb.losses.REGULARIZERS
     lam: float = 1.0, # Weight of the regulariser
     warmup: int = 0, # Steps over which the weight ramps up
+    gain: float = None, # The base category only: nats that contrast within the categories must gain over chance for the whole weight; with less the weight is less (default: not asked for)
     start: int = 0, # Step at which the regulariser sets in and the second stage of the bases inferred and category begins, with a second cycle of the learning rate
+    agree: float = None, # The base category only: the second stage begins before --start once the views of pairs agree by more than this on their clusters, of 1 (default: not asked for)
     base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of the pairs of each kind by the slices of the factors it fixes), inferred (the same, the kinds being found and not told), or category (of the first slice, then of the others within its categories)
     steps: int = 900, # Training steps
     bs: int = 128, # Pairs in a batch, of all processes together

@@ -641,24 +641,42 @@ def cluster_pairs(
 
 # %% ../nbs/05_training.ipynb #ae3492a4
 class FindCategories(Callback):
-    "Before the step `at`, make clusters of the first slice its categories"
+    "Before the step `at`, or earlier once views agree, make clusters of the first slice its categories"
     order = -1
     def __init__(self,
-                 at: int, # step, from 0
-                 n_pairs: int = 10_000, # to cluster
+                 at: int, # step, from 0; the last one possible with `agree`
+                 agree: float | None = None, # agreement of views, 0..1, that is enough; not asked for if not given
+                 every: int = 100, # steps from look to look
+                 n_pairs: int = 10_000, # to cluster; a fifth of them to look
                  seed: int = 0 # of k-means
                 ):
-        self.at, self.n_pairs, self.seed = at, n_pairs, seed
+        self.at, self.agree, self.every, self.n_pairs, self.seed = at, agree, every, n_pairs, seed
+
+    def state_dict(self): return {'at': self.at}
+
+    def load_state_dict(self, state): self.at = state['at']
 
     def before_fit(self):
         if not hasattr(getattr(self.model, 'categories', None), 'prototypes'): raise ValueError('FindCategories needs a model with categories: SlicedModel(..., categories=True)')
+        self.begin(self.at)
 
-    def find(self):
-        first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, self.n_pairs)]
-        return cluster_pairs(*first, first[0].shape[1], self.seed)[0]
+    def begin(self, step):
+        self.at = self.loss_func.loss.start = step
+        if hasattr(self.learn, 'schedule'): self.learn.schedule.restart = step
+
+    def find(self, n_pairs):
+        first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, n_pairs)]
+        return cluster_pairs(*first, first[0].shape[1], self.seed)
+
+    def look(self, step):
+        if self.agree is None or step % self.every or not 0 < step < self.at: return
+        if from_first(lambda: self.find(self.n_pairs // 5)[1]) > self.agree: self.begin(step)
 
     def before_batch(self):
-        if self.training and self.dls.train.position - 1 == self.at: self.model.categories.prototypes.copy_(from_first(self.find))
+        if not self.training: return
+        step = self.dls.train.position - 1
+        self.look(step)
+        if step == self.at: self.model.categories.prototypes.copy_(from_first(lambda: self.find(self.n_pairs)[0]))
 
 # %% ../nbs/05_training.ipynb #b4f04c82
 class FindKinds(Callback):
