@@ -125,15 +125,16 @@ def test_training_equals_that_of_one_process(world, tmp_path):
 def category_training(rank, world, folder):
     torch.manual_seed(rank)
     stream, model = PairStream(load_source(), 'DC-BC', PAIRS), SlicedModel(Tiny(), dim=12, n_slices=[4, 8], categories=True).double()
-    loss = SingleLoss(HSICReg(n_slices=[4, 8], debiased=True), base='category', n_slices=[4, 8], start=4)
-    learn = disentangle_learner(stream_dls(stream, stream, n_batches=3, n_valid=1, device='cpu'), model, loss, cbs=[FindCategories(4, n_pairs=60)])
-    train(distribute(learn), 8, progress=False, restart=4)
-    return learn.model.state_dict()
+    loss = SingleLoss(HSICReg(n_slices=[4, 8], debiased=True), base='category', n_slices=[4, 8], start=6, gain=.01)
+    learn = disentangle_learner(stream_dls(stream, stream, n_batches=3, n_valid=1, device='cpu'), model, loss, cbs=[FindCategories(6, agree=-1, every=4, n_pairs=60)])
+    train(distribute(learn), 8, progress=False, restart=6)
+    return learn.model.state_dict() | {'at': torch.tensor(learn.find_categories.at), **loss.state_dict()}
 
 
 def test_ranks_have_the_same_categories(tmp_path):
     a, b = in_ranks(category_training, 2, tmp_path)
     assert a['categories.prototypes'].any(1).all()
+    assert a['at'] == 4 and a['gained'] != 0
     assert all(torch.equal(w, b[name]) for name, w in a.items() if 'running' not in name and 'tracked' not in name)
 
 
