@@ -201,6 +201,7 @@ class DisentangleLoss(nn.Module):
         reduction:str='mean', # Reduction of a base by name: 'mean' or 'sum'
         warmup:int=0, # Steps over which the weights grow from 0 to `lam`
         start:int=0, # Step from which on there are regularisers, and a base in two stages is ready
+        hold:bool=False, # Do the regularisers leave the first slice as it is, and move the others only?
         gain:float|None=None, # Nats over chance, positive, at which a base that tells its `gain` has the weights in full; not asked for if not given
         check_finite:bool=False, # Raise an error on NaN or infinite input? (makes a GPU wait)
         **kwargs, # Further options of a base by name, such as `routes`
@@ -211,9 +212,10 @@ class DisentangleLoss(nn.Module):
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction, check_finite=check_finite) | kwargs
         self.base = make_base(base, **kwargs)
         self.uses_kind = getattr(self.base, 'uses_kind', False)
-        self.regs,self.lam,self.warmup,self.start,self.gain = nn.ModuleList(regs),lam,warmup,start,gain
+        self.regs,self.lam,self.warmup,self.start,self.gain,self.hold = nn.ModuleList(regs),lam,warmup,start,gain,hold
         self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
         if gain is not None and not 0 < gain < math.inf: raise ValueError(f"gain must be positive and finite, got {gain}")
+        if hold and not hasattr(self.base, 'n_slices'): raise ValueError(f"hold needs a base with slices, got {type(self.base).__name__}")
         if gain is not None and not hasattr(self.base, 'gain'): raise ValueError(f"gain needs a base that tells what it gains over chance, such as 'category', got {type(self.base).__name__}")
         self.names,self.check_finite,self.step,self.parts = unique_names([self.base, *regs]),check_finite,0,{}
         if not isinstance(lam, (int, float)) and len(lam) != len(regs): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
@@ -224,10 +226,16 @@ class DisentangleLoss(nn.Module):
         share = ramp(self.step - self.start, self.warmup) * (1. if self.gain is None else min(1., max(0., self.gained.item() / self.gain)))
         return {n: l * share for n,l in lams.items()}
 
+    def held(self, z):
+        if not self.hold: return z
+        first,*rest = split_slices(z, self.base.n_slices)
+        return torch.cat([first.detach(), *rest], 1)
+
     def forward(self, z0, z1, *kind):
         if self.check_finite: check_values(z0, z1)
         if hasattr(self.base, 'ready'): setattr(self.base, 'ready', self.step >= self.start)
-        base,regs = self.base(z0, z1, *kind), [m(z0, z1) for m in self.regs]
+        held = [self.held(z) for z in (z0, z1)]
+        base,regs = self.base(z0, z1, *kind), [m(*held) for m in self.regs]
         if self.gain is not None and z0.requires_grad: self.gained += (self.base.gain - self.gained) / 50
         weights = self.weights()
         lams = list(weights.values()) * (len(regs) if 'lam' in weights else 1)

@@ -110,7 +110,7 @@ def make_learner(
         routes = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
         if (n := len(as_slices(c['slices'], c['dim']))) != len(shared):
             raise ValueError(f"the base {c['base']} needs a slice for each factor that is fixed: {len(shared)} ({', '.join(shared)}), got {n}; give --slices {len(shared)}")
-    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], gain=c.get('gain'), **routes)
+    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], hold=c.get('hold', False), gain=c.get('gain'), **routes)
     learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'],
                                 [f'r {f}' for f in shared], callbacks(c), c)
     return distribute(learn, sync_bn=True) if dist.is_initialized() else learn
@@ -255,6 +255,7 @@ def disentangle_run(
     reg: str = 'none', # Regulariser; see disentangle_nb.losses.REGULARIZERS
     lam: float = 1.0, # Weight of the regulariser
     warmup: int = 0, # Steps over which the weight ramps up
+    hold: bool = False, # The regulariser leaves the first slice as it is, and moves the others only
     gain: float = None, # The base category only: nats that contrast within the categories must gain over chance for the whole weight; with less the weight is less (default: not asked for)
     start: int = 0, # Step at which the regulariser sets in and the second stage of the bases inferred and category begins, with a second cycle of the learning rate
     agree: float = None, # The base category only: the second stage begins before --start once the views of pairs agree by more than this on their clusters, of 1 (default: not asked for)
