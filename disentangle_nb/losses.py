@@ -156,9 +156,9 @@ class CategoryMax(SliceLoss):
         if self.check_finite and not ((p0.sum(1) - 1).abs().max() < 1e-3 and p0.min() >= 0):
             raise ValueError('the first slice must hold probabilities: give the model categories=True, and the callback FindCategories')
         group = likeliest(p0, p1)
-        within = torch.stack([info_nce_within(a, b, group, self.tau, self.reduction) for a,b in zip(rest0, rest1)])
-        self.gain = (chance_within(group, self.reduction) - within.mean()).item()
-        return category_loss(p0, p1, self.reduction) + within.sum()
+        within = [info_nce_within(a, b, group, self.tau, self.reduction) for a,b in zip(rest0, rest1)]
+        self.gain = (chance_within(group, self.reduction) - sum(within) / len(within)).item() if within else 0.
+        return sum(within, start=category_loss(p0, p1, self.reduction))
 
 # %% ../nbs/04_losses.ipynb #b786bd98
 BASES:dict = dict(sub=SubInfoMax, whole=InfoMax, routed=RoutedMax, inferred=InferredMax, category=CategoryMax)
