@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'routes_of', 'check_numbers', 'RoutedMax', 'InferredMax', 'info_nce_within',
            'chance_within', 'likeliest', 'category_loss', 'CategoryMax', 'make_base', 'ramp', 'unique_names',
-           'DisentangleLoss', 'info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent', 'sub_info_nce', 'unit',
-           'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax', 'info_min', 'ortho', 'hess', 'hsic', 'InfoMinReg',
-           'OrthoReg', 'HessReg', 'HSICReg']
+           'hold_first', 'check_base', 'DisentangleLoss', 'info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent',
+           'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax', 'info_min', 'ortho', 'hess', 'hsic',
+           'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
 
 # %% ../nbs/04_losses.ipynb #25690ad1
 import math
@@ -190,6 +190,25 @@ def unique_names(
     names = [getattr(m, 'name', type(m).__name__) for m in modules]
     return [n if n not in names[:i] else f'{n}_{names[:i].count(n) + 1}' for i,n in enumerate(names)]
 
+def hold_first(
+    z:Tensor, # Projections, `(N, D)`, raw
+    n_slices:int|Sequence[int], # Number of slices, or their widths
+)->Tensor: # The same values; no gradient reaches the first slice
+    "Keep a regulariser from moving the first slice"
+    first,*rest = split_slices(z, n_slices)
+    return torch.cat([first.detach(), *rest], 1)
+
+def check_base(
+    base:nn.Module, # Contrastive loss
+    hold:bool, # Is its first slice held?
+    gain:float|None, # What it must gain, nats
+):
+    "Raise an error unless the base can be held, and tells what it gains, where that is asked for"
+    if gain is not None and not 0 < gain < math.inf: raise ValueError(f"gain must be positive and finite, got {gain}")
+    if hold and not hasattr(base, 'n_slices'): raise ValueError(f"hold needs a base with slices, got {type(base).__name__}")
+    if gain is not None and not hasattr(base, 'gain'): raise ValueError(f"gain needs a base that tells what it gains over chance, such as 'category', got {type(base).__name__}")
+
+# %% ../nbs/04_losses.ipynb #c521cd4d
 class DisentangleLoss(nn.Module):
     "A contrastive loss plus weighted regularisers, called as `loss(z0, z1)` on raw projections `(N, D)`; with the kinds too if `uses_kind`"
     def __init__(self,
@@ -214,9 +233,7 @@ class DisentangleLoss(nn.Module):
         self.uses_kind = getattr(self.base, 'uses_kind', False)
         self.regs,self.lam,self.warmup,self.start,self.gain,self.hold = nn.ModuleList(regs),lam,warmup,start,gain,hold
         self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
-        if gain is not None and not 0 < gain < math.inf: raise ValueError(f"gain must be positive and finite, got {gain}")
-        if hold and not hasattr(self.base, 'n_slices'): raise ValueError(f"hold needs a base with slices, got {type(self.base).__name__}")
-        if gain is not None and not hasattr(self.base, 'gain'): raise ValueError(f"gain needs a base that tells what it gains over chance, such as 'category', got {type(self.base).__name__}")
+        check_base(self.base, hold, gain)
         self.names,self.check_finite,self.step,self.parts = unique_names([self.base, *regs]),check_finite,0,{}
         if not isinstance(lam, (int, float)) and len(lam) != len(regs): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
 
@@ -226,16 +243,11 @@ class DisentangleLoss(nn.Module):
         share = ramp(self.step - self.start, self.warmup) * (1. if self.gain is None else min(1., max(0., self.gained.item() / self.gain)))
         return {n: l * share for n,l in lams.items()}
 
-    def held(self, z):
-        if not self.hold: return z
-        first,*rest = split_slices(z, self.base.n_slices)
-        return torch.cat([first.detach(), *rest], 1)
-
     def forward(self, z0, z1, *kind):
         if self.check_finite: check_values(z0, z1)
         if hasattr(self.base, 'ready'): setattr(self.base, 'ready', self.step >= self.start)
-        held = [self.held(z) for z in (z0, z1)]
-        base,regs = self.base(z0, z1, *kind), [m(*held) for m in self.regs]
+        views = [hold_first(z, self.base.n_slices) for z in (z0, z1)] if self.hold else (z0, z1)
+        base,regs = self.base(z0, z1, *kind), [m(*views) for m in self.regs]
         if self.gain is not None and z0.requires_grad: self.gained += (self.base.gain - self.gained) / 50
         weights = self.weights()
         lams = list(weights.values()) * (len(regs) if 'lam' in weights else 1)
