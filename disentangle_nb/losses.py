@@ -230,8 +230,8 @@ class DisentangleLoss(nn.Module):
         regs = [] if regs is None else [regs] if isinstance(regs, nn.Module) else [r for r in regs if r is not None]
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction, check_finite=check_finite) | kwargs
         self.base = make_base(base, **kwargs)
-        self.uses_kind = getattr(self.base, 'uses_kind', False)
-        self.regs,self.lam,self.warmup,self.start,self.gain,self.hold = nn.ModuleList(regs),lam,warmup,start,gain,hold
+        self.uses_kind,self.regs = getattr(self.base, 'uses_kind', False),nn.ModuleList(regs)
+        self.lam,self.warmup,self.start,self.gain,self.hold = lam,warmup,start,gain,hold
         self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
         check_base(self.base, hold, gain)
         self.names,self.check_finite,self.step,self.parts = unique_names([self.base, *regs]),check_finite,0,{}
@@ -251,7 +251,6 @@ class DisentangleLoss(nn.Module):
         if self.gain is not None and z0.requires_grad: self.gained += (self.base.gain - self.gained) / 50
         weights = self.weights()
         lams = list(weights.values()) * (len(regs) if 'lam' in weights else 1)
-        loss = base
-        for l,r in zip(lams, regs): loss = loss + l * r
+        loss = sum((l * r for l,r in zip(lams, regs)), start=base)
         self.parts = {n: v.detach() for n,v in zip(self.names, (base, *regs))} | {n: loss.new_full((), l) for n,l in weights.items()} | {'loss': loss.detach()}
         return loss
