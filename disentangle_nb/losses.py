@@ -211,6 +211,7 @@ def check_base(
 # %% ../nbs/04_losses.ipynb #c521cd4d
 class DisentangleLoss(nn.Module):
     "A contrastive loss plus weighted regularisers, called as `loss(z0, z1)` on raw projections `(N, D)`; with the kinds too if `uses_kind`"
+    gained:Tensor|None # moving average of what the base gains over chance, nats
     def __init__(self,
         regs=None, # A regulariser, a list of them, or None
         lam:float|Sequence[float]=1.0, # Weight of the regularisers: one number for all, or one each
@@ -231,26 +232,27 @@ class DisentangleLoss(nn.Module):
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction, check_finite=check_finite) | kwargs
         self.base = make_base(base, **kwargs)
         self.uses_kind,self.regs = getattr(self.base, 'uses_kind', False),nn.ModuleList(regs)
-        self.lam,self.warmup,self.start,self.gain,self.hold = lam,warmup,start,gain,hold
-        self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
         check_base(self.base, hold, gain)
+        self.lam,self.warmup,self.start,self.gain,self.held = lam,warmup,start,gain,getattr(self.base, 'n_slices') if hold else None
+        self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
         self.names,self.check_finite,self.step,self.parts = unique_names([self.base, *regs]),check_finite,0,{}
         if not isinstance(lam, (int, float)) and len(lam) != len(regs): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
 
     def weights(self):
         "Weights at the present `step`, by the names they are logged under"
         lams = {'lam': self.lam} if isinstance(self.lam, (int, float)) else {f'lam_{n}': l for n,l in zip(self.names[1:], self.lam)}
-        share = ramp(self.step - self.start, self.warmup) * (1. if self.gain is None else min(1., max(0., self.gained.item() / self.gain)))
+        share = ramp(self.step - self.start, self.warmup)
+        if self.gain and self.gained is not None: share *= min(1., max(0., self.gained.item() / self.gain))
         return {n: l * share for n,l in lams.items()}
 
     def forward(self, z0, z1, *kind):
         if self.check_finite: check_values(z0, z1)
         if hasattr(self.base, 'ready'): setattr(self.base, 'ready', self.step >= self.start)
-        views = [hold_first(z, self.base.n_slices) for z in (z0, z1)] if self.hold else (z0, z1)
+        views = [hold_first(z, self.held) for z in (z0, z1)] if self.held else (z0, z1)
         base,regs = self.base(z0, z1, *kind), [m(*views) for m in self.regs]
-        if self.gain is not None and z0.requires_grad: self.gained += (self.base.gain - self.gained) / 50
+        if self.gained is not None and z0.requires_grad: self.gained += (getattr(self.base, 'gain') - self.gained) / 50
         weights = self.weights()
         lams = list(weights.values()) * (len(regs) if 'lam' in weights else 1)
-        loss = sum((l * r for l,r in zip(lams, regs)), start=base)
+        loss = base + sum(l * r for l,r in zip(lams, regs))
         self.parts = {n: v.detach() for n,v in zip(self.names, (base, *regs))} | {n: loss.new_full((), l) for n,l in weights.items()} | {'loss': loss.detach()}
         return loss
