@@ -159,8 +159,8 @@ def finish(
     parts = embed_parts(learn.model, sources)
     cards = judge(parts, config['slices'], shared_factors(config['kinds']))
     seconds = round(sum(e['seconds'] for e in learn.history.epochs), 1)
-    began = {'began': cb.at for cb in learn.cbs if isinstance(cb, FindCategories)}
-    write_run(folder, config | {'seconds': seconds} | began, learn.model, parts, cards)
+    found = next(({'began': cb.at, 'looks': cb.looks} for cb in learn.cbs if isinstance(cb, FindCategories)), {})
+    write_run(folder, config | {'seconds': seconds} | found, learn.model, parts, cards)
     return picture(folder)
 
 def picture(

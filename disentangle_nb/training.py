@@ -241,8 +241,8 @@ def check_options(
     new: dict, # options now
     where # the run is saved, for the error
 ):
-    "Raise `ValueError` unless the options are the same; hardware and versions may differ"
-    differ = [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in new.items() if k not in ('hardware', 'versions') and old.get(k) != v]
+    "Raise `ValueError` unless the options are the same; hardware and versions may differ, and an option that is newer than the run is off"
+    differ = [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in new.items() if k not in ('hardware', 'versions') and old.get(k) != v and (k in old or v)]
     if differ: raise ValueError(f'{where} holds a run of other options: {", ".join(differ)}')
 
 # %% ../nbs/05_training.ipynb #93c323a6
@@ -650,11 +650,11 @@ class FindCategories(Callback):
                  n_pairs: int = 10_000, # to cluster; a fifth of them to look
                  seed: int = 0 # of k-means
                 ):
-        self.at, self.agree, self.every, self.n_pairs, self.seed = at, agree, every, n_pairs, seed
+        self.at, self.agree, self.every, self.n_pairs, self.seed, self.looks = at, agree, every, n_pairs, seed, []
 
-    def state_dict(self): return {'at': self.at}
+    def state_dict(self): return {'at': self.at, 'looks': self.looks}
 
-    def load_state_dict(self, state): self.at = state['at']
+    def load_state_dict(self, state): self.at, self.looks = state['at'], state['looks']
 
     def before_fit(self):
         if not hasattr(getattr(self.model, 'categories', None), 'prototypes'): raise ValueError('FindCategories needs a model with categories: SlicedModel(..., categories=True)')
@@ -670,7 +670,8 @@ class FindCategories(Callback):
 
     def look(self, step):
         if self.agree is None or step % self.every or not 0 < step < self.at: return
-        if from_first(lambda: self.find(self.n_pairs // 5)[1]) > self.agree: self.begin(step)
+        self.looks.append((step, from_first(lambda: float(self.find(self.n_pairs // 5)[1]))))
+        if self.looks[-1][1] > self.agree: self.begin(step)
 
     def before_batch(self):
         if not self.training: return
