@@ -177,7 +177,7 @@ class Foreign:
 
 
 damages = dict(truncated=lambda b: b[:-1], half=lambda b: b[:len(b)//2], empty=lambda b: b'', foreign=lambda b: b'PK' + b,
-               flipped=lambda b: b[:len(b)//3] + bytes([b[len(b)//3] ^ 4]) + b[len(b)//3 + 1:], digest=lambda b: b[:20] + b'x' + b[21:])
+               flipped=lambda b: b[:len(b)//3] + bytes([b[len(b)//3] ^ 4]) + b[len(b)//3 + 1:], digest=lambda b: b[:20] + bytes([b[20] ^ 4]) + b[21:])
 
 
 @pytest.mark.parametrize('damage', damages)
