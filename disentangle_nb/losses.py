@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'routes_of', 'check_numbers', 'RoutedMax', 'InferredMax', 'info_nce_within',
            'chance_within', 'likeliest', 'category_loss', 'CategoryMax', 'make_base', 'ramp', 'unique_names',
-           'hold_first', 'check_base', 'DisentangleLoss', 'info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent',
+           'hold_first', 'check_objective', 'DisentangleLoss', 'info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent',
            'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax', 'info_min', 'ortho', 'hess', 'hsic',
            'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
 
@@ -13,6 +13,7 @@ __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'routes_of', 'check_numbers', 'R
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import cycle
 import torch
 from torch import nn, Tensor
 from .model import split_slices
@@ -198,12 +199,15 @@ def hold_first(
     first,*rest = split_slices(z, n_slices)
     return torch.cat([first.detach(), *rest], 1)
 
-def check_base(
+def check_objective(
     base:nn.Module, # Contrastive loss
-    hold:bool, # Is its first slice held?
-    gain:float|None, # What it must gain, nats
+    n_regs:int, # Number of regularisers
+    lam:float|list, # Weight of all, or of each
+    hold:bool, # Is the first slice of the base held?
+    gain:float|None, # What the base must gain, nats
 ):
-    "Raise an error unless the base can be held, and tells what it gains, where that is asked for"
+    "Raise an error unless the weights fit the regularisers, and the base can be held and tells what it gains where that is asked for"
+    if isinstance(lam, list) and len(lam) != n_regs: raise ValueError(f"needs one lam for all or one for each of the {n_regs} regularisers, got {lam}")
     if gain is not None and not 0 < gain < math.inf: raise ValueError(f"gain must be positive and finite, got {gain}")
     if hold and not hasattr(base, 'n_slices'): raise ValueError(f"hold needs a base with slices, got {type(base).__name__}")
     if gain is not None and not hasattr(base, 'gain'): raise ValueError(f"gain needs a base that tells what it gains over chance, such as 'category', got {type(base).__name__}")
@@ -230,13 +234,11 @@ class DisentangleLoss(nn.Module):
         lam = torch.as_tensor(lam, dtype=torch.float64).tolist()
         regs = [] if regs is None else [regs] if isinstance(regs, nn.Module) else [r for r in regs if r is not None]
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction, check_finite=check_finite) | kwargs
-        self.base = make_base(base, **kwargs)
-        self.uses_kind,self.regs = getattr(self.base, 'uses_kind', False),nn.ModuleList(regs)
-        check_base(self.base, hold, gain)
+        self.base,self.regs = make_base(base, **kwargs),nn.ModuleList(regs)
+        check_objective(self.base, len(regs), lam, hold, gain)
         self.lam,self.warmup,self.start,self.gain,self.held = lam,warmup,start,gain,getattr(self.base, 'n_slices') if hold else None
         self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
-        self.names,self.check_finite,self.step,self.parts = unique_names([self.base, *regs]),check_finite,0,{}
-        if not isinstance(lam, (int, float)) and len(lam) != len(regs): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
+        self.uses_kind,self.names,self.check_finite,self.step,self.parts = getattr(self.base, 'uses_kind', False),unique_names([self.base, *regs]),check_finite,0,{}
 
     def weights(self):
         "Weights at the present `step`, by the names they are logged under"
@@ -252,7 +254,6 @@ class DisentangleLoss(nn.Module):
         base,regs = self.base(z0, z1, *kind), [m(*views) for m in self.regs]
         if self.gained is not None and z0.requires_grad: self.gained += (getattr(self.base, 'gain') - self.gained) / 50
         weights = self.weights()
-        lams = list(weights.values()) * (len(regs) if 'lam' in weights else 1)
-        loss = base + sum(l * r for l,r in zip(lams, regs))
+        loss = base + sum(l * r for l,r in zip(cycle(weights.values()), regs))
         self.parts = {n: v.detach() for n,v in zip(self.names, (base, *regs))} | {n: loss.new_full((), l) for n,l in weights.items()} | {'loss': loss.detach()}
         return loss
