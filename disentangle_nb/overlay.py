@@ -172,7 +172,7 @@ def compose(
     local = lambda t: None if t is None else t[order].to(source.device)
     digit, _, photo = local(rows).unbind(1)
     image = _crop(source.photos, photo, source.size, local(corner))
-    digits = source.digits.index_select(0, digit)[..., None].expand(-1, -1, -1, 3).contiguous()
+    digits = torch.stack([source.digits.index_select(0, digit)] * 3, -1)
     for (y, x), a, mirrored, b in zip(source.windows, ends[::2], ends[1::2], ends[2::2]):
         image[mirrored:b] = image[mirrored:b].flip(2)
         window = image[a:b, y, x]

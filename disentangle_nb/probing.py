@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROBES', 'as_slices', 'parse_slices', 'check_embeddings', 'check_labels', 'ProbeBase', 'Probe', 'holdout',
            'linear_probe', 'MLPProbe', 'batch_rows', 'mlp_probe', 'KNNProbe', 'knn_probe', 'knn_accuracy',
-           'probe_matrix', 'chance_levels', 'match_slices', 'markdown_table', 'Scorecard', 'card_from_accuracy',
-           'ideal_scorecard', 'scorecard', 'show_scorecards']
+           'probe_matrices', 'probe_matrix', 'chance_levels', 'match_slices', 'markdown_table', 'Scorecard',
+           'card_from_accuracy', 'ideal_scorecard', 'scorecards', 'scorecard', 'show_scorecards']
 
 # %% ../nbs/06_probing.ipynb #ba917f08
 import json
@@ -147,13 +147,13 @@ class Probe(ProbeBase):
 def _fit_softmax(x, y, C, l2, start=None):
     "Minimise mean cross-entropy plus `l2/2 |W|^2` from `start`; returns `(W, b)`"
     W, b = [t.clone() for t in start] if start else (x.new_zeros(C, x.shape[1]), x.new_zeros(C))
-    Y = F.one_hot(y, C).to(x)
+    Xt, Yt = x.T.contiguous(), F.one_hot(y, C).T.to(x)
     opt = torch.optim.LBFGS([W, b], max_iter=300, tolerance_grad=1e-6, tolerance_change=1e-10, history_size=20, line_search_fn="strong_wolfe")
     def closure():
-        logp = F.log_softmax(torch.addmm(b, x, W.T), 1)
-        G = (logp.exp() - Y) / len(x)
-        W.grad, b.grad = G.T @ x + l2 * W, G.sum(0)
-        return F.nll_loss(logp, y) + l2 / 2 * W.square().sum()
+        logp = F.log_softmax(torch.addmm(b[:, None], W, Xt), 0)
+        G = (logp.exp() - Yt) / len(x)
+        W.grad, b.grad = G @ x + l2 * W, G.sum(1)
+        return l2 / 2 * W.square().sum() - logp.gather(0, y[None]).mean()
     opt.step(closure)
     return W, b
 
@@ -353,24 +353,38 @@ def _row_names(slices, D):
     return {"r": slice(0, D), **{f"r_{k}": s for k, s in enumerate(as_slices(slices, D))}}
 
 # %% ../nbs/06_probing.ipynb #4c2a97c7
+def probe_matrices(
+    train, # `(embeddings (n, D), factors (n, F))`
+    tests, # several `(embeddings (m, D), factors (m, F))`
+    slices: int | Sequence[int] = 2, # number of equal slices, or their widths
+    factor_names=("DC", "DL", "BC"), # names of the `F` columns
+    probe=linear_probe, # `probe(x, y, x_valid, y_valid)` returns something with `accuracy(x, y)`
+    valid=None, # `(embeddings, factors)` to choose the regularisation on
+) -> list: # for each of `tests`, as `probe_matrix`
+    "Accuracies on several parts of probes that are fitted once"
+    factor_names = _different(factor_names)
+    (x, y), *tests = _pair(train, factor_names, "train"), *(_pair(t, factor_names, "test") for t in tests)
+    xv, yv = _pair(valid, factor_names, "validation") if valid is not None else (None, None)
+    for xt, yt in tests:
+        if xt.shape[1] != x.shape[1]: raise ValueError(f"test embeddings are {xt.shape[1]} wide, train embeddings {x.shape[1]}")
+        for f, name in enumerate(factor_names): check_labels(yt[:, f], n_classes=_train_labels(x, y[:, f], name=name)[1], name=f"{name} on test")
+    def accuracies(s, f):
+        held = (None, None) if xv is None else (xv[:, s], yv[:, f])
+        fitted = probe(x[:, s], y[:, f], *held)
+        return [fitted.accuracy(xt[:, s], yt[:, f]) for xt, yt in tests]
+    cells = {r: {name: accuracies(s, f) for f, name in enumerate(factor_names)} for r, s in _row_names(slices, x.shape[1]).items()}
+    return [{r: {name: a[i] for name, a in row.items()} for r, row in cells.items()} for i in range(len(tests))]
+
 def probe_matrix(
     train, # `(embeddings (n, D), factors (n, F))`
     test, # `(embeddings (m, D), factors (m, F))`
     slices: int | Sequence[int] = 2, # number of equal slices, or their widths
     factor_names=("DC", "DL", "BC"), # names of the `F` columns
-    probe=linear_probe, # `probe(x, y, x_valid, y_valid)` returns something with `accuracy(x, y)`
+    probe=linear_probe, # as in `probe_matrices`
     valid=None, # `(embeddings, factors)` to choose the regularisation on
 ) -> dict: # `{"r": {"DC": percent, ...}, "r_0": {...}, ...}`
     "Test accuracy of every factor on the whole embedding and on every slice"
-    factor_names = _different(factor_names)
-    (x, y), (xt, yt) = _pair(train, factor_names, "train"), _pair(test, factor_names, "test")
-    xv, yv = _pair(valid, factor_names, "validation") if valid is not None else (None, None)
-    if xt.shape[1] != x.shape[1]: raise ValueError(f"test embeddings are {xt.shape[1]} wide, train embeddings {x.shape[1]}")
-    for f, name in enumerate(factor_names): check_labels(yt[:, f], n_classes=_train_labels(x, y[:, f], name=name)[1], name=f"{name} on test")
-    def cell(s, f):
-        held = (None, None) if xv is None else (xv[:, s], yv[:, f])
-        return probe(x[:, s], y[:, f], *held).accuracy(xt[:, s], yt[:, f])
-    return {r: {name: cell(s, f) for f, name in enumerate(factor_names)} for r, s in _row_names(slices, x.shape[1]).items()}
+    return probe_matrices(train, [test], slices, factor_names, probe, valid)[0]
 
 # %% ../nbs/06_probing.ipynb #63b846c8
 def chance_levels(
@@ -520,6 +534,22 @@ def ideal_scorecard() -> Scorecard: # accuracies from the poster
 # %% ../nbs/06_probing.ipynb #7480c558
 PROBES = {"linear": linear_probe, "mlp": mlp_probe, "knn": knn_probe}
 
+def scorecards(
+    train, # `(embeddings (n, D), factors (n, F))`
+    tests, # several `(embeddings (m, D), factors (m, F))`
+    slices: int | Sequence[int] = 2, # number of equal slices, or their widths
+    factor_names=("DC", "DL", "BC"), # names of the `F` columns
+    shared=("DC", "BC"), # factors that the pairs fix: the ones that are judged
+    baseline: Scorecard | None = None, # of a run without the regulariser, for R3
+    valid=None, # `(embeddings, factors)` to choose the regularisation on
+    probe: str = "linear", # `linear`, `mlp` or `knn`
+) -> list: # of `Scorecard`, one for each of `tests`
+    "`scorecard` on several parts, with probes that are fitted once"
+    if probe not in PROBES: raise ValueError(f"probe={probe!r}: choose one of {list(PROBES)}")
+    accuracies = probe_matrices(train, tests, slices, factor_names, PROBES[probe], valid)
+    return [card_from_accuracy(a, chance_levels(train[1], y, factor_names), shared, baseline, probe=probe, n_train=len(train[0]), n_test=len(y))
+            for a, (_, y) in zip(accuracies, tests)]
+
 def scorecard(
     train, # `(embeddings (n, D), factors (n, F))`
     test, # `(embeddings (m, D), factors (m, F))`
@@ -531,10 +561,7 @@ def scorecard(
     probe: str = "linear", # `linear`, `mlp` or `knn`
 ) -> Scorecard: # accuracies, chance, matching, gaps and R1, R2, R3
     "Probe an embedding and its slices and judge them"
-    if probe not in PROBES: raise ValueError(f"probe={probe!r}: choose one of {list(PROBES)}")
-    accuracy = probe_matrix(train, test, slices, factor_names, PROBES[probe], valid)
-    chance = chance_levels(train[1], test[1], factor_names)
-    return card_from_accuracy(accuracy, chance, shared, baseline, probe=probe, n_train=len(train[0]), n_test=len(test[0]))
+    return scorecards(train, [test], slices, factor_names, shared, baseline, valid, probe)[0]
 
 # %% ../nbs/06_probing.ipynb #595ba25f
 def show_scorecards(

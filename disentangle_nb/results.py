@@ -20,7 +20,7 @@ from torch import nn
 from .infonce import info_nce_floor
 from .model import embed
 from .overlay import FACTORS, DamagedFile, is_fixed, load_source, make_grid, parse_kinds, sample, show_images, to_float, write_atomic
-from .probing import Scorecard, as_slices, ideal_scorecard, linear_probe, markdown_table, probe_matrix, scorecard, show_scorecards
+from .probing import Scorecard, as_slices, ideal_scorecard, linear_probe, markdown_table, probe_matrix, scorecards, show_scorecards
 
 # %% ../nbs/07_results.ipynb #93ba0a3e
 PARTS = {'train': (6000, 1), 'valid': (3000, 2), 'test': (3000, 3)} # images and seed
@@ -58,8 +58,7 @@ def judge(
     probe: str = 'linear' # `linear`, `mlp` or `knn`
 ) -> tuple: # scorecards on test and on validation
     "Scorecards of embeddings"
-    card = partial(scorecard, parts['train'], slices=slices, shared=shared, valid=parts['valid'], probe=probe)
-    return card(test=parts['test']), card(test=parts['valid'])
+    return tuple(scorecards(parts['train'], [parts['test'], parts['valid']], slices, shared=shared, valid=parts['valid'], probe=probe))
 
 # %% ../nbs/07_results.ipynb #09292ac5
 def validation_probe(

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from disentangle_nb.probing import (PROBES, Scorecard, as_slices, card_from_accuracy, chance_levels, check_embeddings, holdout, linear_probe,
-                                    match_slices, mlp_probe, probe_matrix, scorecard)
+                                    match_slices, mlp_probe, probe_matrix, scorecard, scorecards)
 
 
 def blobs(n, C, D, spread, seed):
@@ -206,3 +206,14 @@ def test_validation_pair_is_used():
         def accuracy(self, x, y): return 50.
     probe_matrix((x, y[:, None]), (xt, yt[:, None]), 2, ["f"], lambda *a: seen.append(a[2].shape) or Fake(), (x[:50], y[:50, None]))
     assert [tuple(s) for s in seen] == [(50, 6), (50, 3), (50, 3)]
+
+
+def test_scorecards_fit_once(monkeypatch):
+    "Cards of several parts are those of each part alone, from probes that are fitted once"
+    (x, y, xt, yt), two = blobs(300, 3, 6, 1, 0), lambda y: np.stack([y, y[::-1]], 1)
+    train, tests, names = (x, two(y)), [(xt, two(yt)), (x, two(y))], ("a", "b")
+    alone = [scorecard(train, t, factor_names=names, shared=names) for t in tests]
+    fits = []
+    monkeypatch.setitem(PROBES, "linear", lambda *a: fits.append(1) or linear_probe(*a))
+    assert scorecards(train, tests, factor_names=names, shared=names) == alone
+    assert len(fits) == 6 and alone[0] != alone[1]
