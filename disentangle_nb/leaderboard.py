@@ -43,10 +43,10 @@ def group_runs(
     return named
 
 def _title(r):
-    c = {'start': 0, 'heads': False, 'agree': None, 'gain': None, 'hold': False, 'data': 'mnist_stl10'} | r['config'] | {'digits': r['options'].get('digits') or ''}
+    c = {'start': 0, 'heads': False, 'agree': None, 'gain': None, 'hold': False, 'balance': 0, 'data': 'mnist_stl10'} | r['config'] | {'digits': r['options'].get('digits') or ''}
     widths = ' + '.join(map(str, c['slices'])) if isinstance(c['slices'], list) else f'{c["dim"]} wide in {c["slices"]}'
     parts = [(f'λ={r["lam"]:g}', r['reg'] != 'none'), (f'warm-up {c["warmup"]}', c['warmup']), (f'from step {c["start"]}' + f' or agreement {c["agree"]}' * (c['agree'] is not None), c['start']),
-             (f'in full at {c["gain"]} nats', c['gain']), ('first slice held', c['hold']), ('own projections', c['heads']),
+             (f'in full at {c["gain"]} nats', c['gain']), ('first slice held', c['hold']), (f'balance {c["balance"]:g}', c['balance']), ('own projections', c['heads']),
              (Path(c['digits']).name, c['digits']), (c['data'], c['data'] != 'mnist_stl10'), (', '.join(r['kinds']), True), (widths, True), (f'{c["steps"]} × {c["bs"]}', True)]
     return f'{r["method"]} ({"; ".join(text for text, said in parts if said)})'
 

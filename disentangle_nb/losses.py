@@ -140,16 +140,27 @@ def category_loss(
     p0:Tensor, # Probabilities of the categories in the first views, `(N, K)`
     p1:Tensor, # Probabilities of the categories in the second views, `(N, K)`
     reduction:str='mean', # 'mean' over the `2N` views, or 'sum'
+    balance:float=0., # Weight of the entropy that their use lacks, 0 or more
 )->Tensor: # Scalar, nats
     "Cross-entropy of each view's category with the likeliest of the pair"
     c = likeliest(p0, p1)[:, None]
-    total = -sum(p.gather(1, c).clamp_min(torch.finfo(p.dtype).tiny).log().sum() for p in (p0, p1))
-    return reduced(total, 2 * len(p0), reduction)
+    tiny,use = torch.finfo(p0.dtype).tiny,torch.cat([p0, p1]).mean(0)
+    total = -sum(p.gather(1, c).clamp_min(tiny).log().sum() for p in (p0, p1))
+    lacking = math.log(len(use)) + (use * use.clamp_min(tiny).log()).sum()
+    return reduced(total + 2 * len(p0) * balance * lacking, 2 * len(p0), reduction)
 
 # %% ../nbs/04_losses.ipynb #de6be311
 class CategoryMax(SliceLoss):
     "NT-Xent of the first slice; once that holds categories, NT-Xent of every other slice within them"
     name,ready,gain = 'categorymax',True,0.
+    def __init__(self, *,
+        balance:float=0., # As in `category_loss`
+        **kwargs, # Options of `SliceLoss`
+    ):
+        super().__init__(**kwargs)
+        if not 0 <= balance < math.inf: raise ValueError(f"balance must be 0 or more and finite, got {balance}")
+        self.balance = balance
+
     def loss(self, z0, z1):
         check_pair(z0, z1)
         (p0,*rest0),(p1,*rest1) = split_slices(z0, self.n_slices),split_slices(z1, self.n_slices)
@@ -159,7 +170,7 @@ class CategoryMax(SliceLoss):
         group = likeliest(p0, p1)
         within = [info_nce_within(a, b, group, self.tau, self.reduction) for a,b in zip(rest0, rest1)]
         self.gain = (chance_within(group, self.reduction) - sum(within) / len(within)).item() if within else 0.
-        return sum(within, start=category_loss(p0, p1, self.reduction))
+        return sum(within, start=category_loss(p0, p1, self.reduction, self.balance))
 
 # %% ../nbs/04_losses.ipynb #b786bd98
 BASES:dict = dict(sub=SubInfoMax, whole=InfoMax, routed=RoutedMax, inferred=InferredMax, category=CategoryMax)

@@ -103,14 +103,16 @@ def make_learner(
     torch.manual_seed(c['seed'])
     dls = stream_dls(train_stream(c, sources['train']), PairStream(sources['valid'], c['kinds'], c['bs'], c['seed'], c['same']), c['epoch'], n_valid=2)
     reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
-    shared, routes = shared_factors(c['kinds']), {}
+    shared, extra = shared_factors(c['kinds']), {}
     if not shared: raise ValueError('pairs of the kind none share no factor: nothing can be learned from them alone')
     if c['base'] == 'inferred' and 'none' in c['kinds']: raise ValueError('kinds that are found must each fix a factor: leave out the kind none')
     if c['base'] in ('routed', 'inferred'):
-        routes = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
+        extra = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
         if (n := len(as_slices(c['slices'], c['dim']))) != len(shared):
             raise ValueError(f"the base {c['base']} needs a slice for each factor that is fixed: {len(shared)} ({', '.join(shared)}), got {n}; give --slices {len(shared)}")
-    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], hold=c.get('hold', False), gain=c.get('gain'), **routes)
+    if c['base'] == 'category': extra = {'balance': c.get('balance', 0.)}
+    elif c.get('balance'): raise ValueError(f"--balance is for the base category, whose categories it keeps in use; got the base {c['base']}")
+    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], hold=c.get('hold', False), gain=c.get('gain'), **extra)
     learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'],
                                 [f'r {f}' for f in shared], callbacks(c), c)
     return distribute(learn, sync_bn=True) if dist.is_initialized() else learn
@@ -191,7 +193,7 @@ def run(
 # %% ../nbs/09_run.ipynb #c80d33cc
 LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, start=0, threads=0, seed=0) # smallest values
 
-SPANS = dict(lam=(0, inf), wd=(0, inf), shift=(0, inf), contrast=(0, 1), agree=(0, 1)) # smallest and largest values; finite
+SPANS = dict(lam=(0, inf), balance=(0, inf), wd=(0, inf), shift=(0, inf), contrast=(0, 1), agree=(0, 1)) # smallest and largest values; finite
 
 def check_ranges(
     options: dict # of `disentangle_run`
@@ -259,6 +261,7 @@ def disentangle_run(
     gain: float = None, # The base category only: nats that contrast within the categories must gain over chance for the whole weight; with less the weight is less (default: not asked for)
     start: int = 0, # Step at which the regulariser sets in and the second stage of the bases inferred and category begins, with a second cycle of the learning rate
     agree: float = None, # The base category only: the second stage begins before --start once the views of pairs agree by more than this on their clusters, of 1 (default: not asked for)
+    balance: float = 0.0, # The base category only: weight of a term that keeps the categories in equal use
     base: str = 'sub', # Contrastive loss: sub (of each slice, summed), whole (of the whole embedding), routed (of the pairs of each kind by the slices of the factors it fixes), inferred (the same, the kinds being found and not told), or category (of the first slice, then of the others within its categories)
     steps: int = 900, # Training steps
     bs: int = 128, # Pairs in a batch, of all processes together

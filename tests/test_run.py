@@ -34,7 +34,9 @@ def copied(finished, tmp_path): return shutil.copytree(finished, tmp_path/'copy'
     (dict(contrast=5), 'contrast must be between 0 and 1'), (dict(shift=float('inf')), 'shift must be'),
     (dict(kinds='none'), 'share no factor'), (dict(kinds='DC,BC,none', base='inferred', start=3), 'leave out the kind none'),
     (dict(kinds='DC,BC', base='inferred', start=3, slices='4,4,4'), r'2 \(DC, BC\), got 3; give --slices 2'),
-    (dict(kinds='DC,BC', base='routed', slices='3'), 'give --slices 2')])
+    (dict(kinds='DC,BC', base='routed', slices='3'), 'give --slices 2'),
+    (dict(base='whole', agree=.9), '--agree is for the base category'), (dict(base='whole', balance=1.), '--balance is for the base category'),
+    (dict(base='category', start=3, balance=-1.), 'balance must be 0 or more')])
 def test_wrong_options_are_refused_before_anything_is_written(tmp_path, options, message):
     with pytest.raises(ValueError, match=message): go(tmp_path/'run', **options)
     assert not (tmp_path/'run').exists()
