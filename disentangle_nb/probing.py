@@ -546,6 +546,7 @@ def scorecards(
 ) -> list: # of `Scorecard`, one for each of `tests`
     "`scorecard` on several parts, with probes that are fitted once"
     if probe not in PROBES: raise ValueError(f"probe={probe!r}: choose one of {list(PROBES)}")
+    tests = list(tests)
     accuracies = probe_matrices(train, tests, slices, factor_names, PROBES[probe], valid)
     return [card_from_accuracy(a, chance_levels(train[1], y, factor_names), shared, baseline, probe=probe, n_train=len(train[0]), n_test=len(y))
             for a, (_, y) in zip(accuracies, tests)]
