@@ -146,7 +146,7 @@ def category_loss(
     c = likeliest(p0, p1)[:, None]
     tiny,use = torch.finfo(p0.dtype).tiny,torch.cat([p0, p1]).mean(0)
     total = -sum(p.gather(1, c).clamp_min(tiny).log().sum() for p in (p0, p1))
-    lacking = math.log(len(use)) + (use * use.clamp_min(tiny).log()).sum()
+    lacking = math.log(len(use)) - torch.special.entr(use.clamp_min(tiny)).sum()
     return reduced(total + 2 * len(p0) * balance * lacking, 2 * len(p0), reduction)
 
 # %% ../nbs/04_losses.ipynb #de6be311

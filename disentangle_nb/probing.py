@@ -6,11 +6,11 @@
 __all__ = ['PROBES', 'as_slices', 'parse_slices', 'check_embeddings', 'check_labels', 'ProbeBase', 'Probe', 'holdout',
            'linear_probe', 'MLPProbe', 'batch_rows', 'mlp_probe', 'KNNProbe', 'knn_probe', 'knn_accuracy',
            'probe_matrices', 'probe_matrix', 'chance_levels', 'match_slices', 'markdown_table', 'Scorecard',
-           'card_from_accuracy', 'ideal_scorecard', 'scorecards', 'scorecard', 'show_scorecards']
+           'card_from_accuracy', 'ideal_scorecard', 'scorecard', 'show_scorecards']
 
 # %% ../nbs/06_probing.ipynb #ba917f08
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -353,15 +353,19 @@ def _row_names(slices, D):
     return {"r": slice(0, D), **{f"r_{k}": s for k, s in enumerate(as_slices(slices, D))}}
 
 # %% ../nbs/06_probing.ipynb #4c2a97c7
+PROBES = {"linear": linear_probe, "mlp": mlp_probe, "knn": knn_probe}
+
 def probe_matrices(
     train, # `(embeddings (n, D), factors (n, F))`
     tests, # several `(embeddings (m, D), factors (m, F))`
     slices: int | Sequence[int] = 2, # number of equal slices, or their widths
     factor_names=("DC", "DL", "BC"), # names of the `F` columns
-    probe=linear_probe, # `probe(x, y, x_valid, y_valid)` returns something with `accuracy(x, y)`
+    probe: str | Callable = linear_probe, # `linear`, `mlp` or `knn`, or a function: `probe(x, y, x_valid, y_valid)` returns something with `accuracy(x, y)`
     valid=None, # `(embeddings, factors)` to choose the regularisation on
 ) -> list: # for each of `tests`, as `probe_matrix`
     "Accuracies on several parts of probes that are fitted once"
+    if isinstance(probe, str) and probe not in PROBES: raise ValueError(f"probe={probe!r}: choose one of {list(PROBES)}")
+    fit = PROBES[probe] if isinstance(probe, str) else probe
     factor_names = _different(factor_names)
     (x, y), *tests = _pair(train, factor_names, "train"), *(_pair(t, factor_names, "test") for t in tests)
     xv, yv = _pair(valid, factor_names, "validation") if valid is not None else (None, None)
@@ -370,7 +374,7 @@ def probe_matrices(
         for f, name in enumerate(factor_names): check_labels(yt[:, f], n_classes=_train_labels(x, y[:, f], name=name)[1], name=f"{name} on test")
     def accuracies(s, f):
         held = (None, None) if xv is None else (xv[:, s], yv[:, f])
-        fitted = probe(x[:, s], y[:, f], *held)
+        fitted = fit(x[:, s], y[:, f], *held)
         return [fitted.accuracy(xt[:, s], yt[:, f]) for xt, yt in tests]
     cells = {r: {name: accuracies(s, f) for f, name in enumerate(factor_names)} for r, s in _row_names(slices, x.shape[1]).items()}
     return [{r: {name: a[i] for name, a in row.items()} for r, row in cells.items()} for i in range(len(tests))]
@@ -380,7 +384,7 @@ def probe_matrix(
     test, # `(embeddings (m, D), factors (m, F))`
     slices: int | Sequence[int] = 2, # number of equal slices, or their widths
     factor_names=("DC", "DL", "BC"), # names of the `F` columns
-    probe=linear_probe, # as in `probe_matrices`
+    probe: str | Callable = linear_probe, # as in `probe_matrices`
     valid=None, # `(embeddings, factors)` to choose the regularisation on
 ) -> dict: # `{"r": {"DC": percent, ...}, "r_0": {...}, ...}`
     "Test accuracy of every factor on the whole embedding and on every slice"
@@ -532,25 +536,6 @@ def ideal_scorecard() -> Scorecard: # accuracies from the poster
     return card_from_accuracy(accuracy, {"DC": 10., "BC": 10.})
 
 # %% ../nbs/06_probing.ipynb #7480c558
-PROBES = {"linear": linear_probe, "mlp": mlp_probe, "knn": knn_probe}
-
-def scorecards(
-    train, # `(embeddings (n, D), factors (n, F))`
-    tests, # several `(embeddings (m, D), factors (m, F))`
-    slices: int | Sequence[int] = 2, # number of equal slices, or their widths
-    factor_names=("DC", "DL", "BC"), # names of the `F` columns
-    shared=("DC", "BC"), # factors that the pairs fix: the ones that are judged
-    baseline: Scorecard | None = None, # of a run without the regulariser, for R3
-    valid=None, # `(embeddings, factors)` to choose the regularisation on
-    probe: str = "linear", # `linear`, `mlp` or `knn`
-) -> list: # of `Scorecard`, one for each of `tests`
-    "`scorecard` on several parts, with probes that are fitted once"
-    if probe not in PROBES: raise ValueError(f"probe={probe!r}: choose one of {list(PROBES)}")
-    tests = list(tests)
-    accuracies = probe_matrices(train, tests, slices, factor_names, PROBES[probe], valid)
-    return [card_from_accuracy(a, chance_levels(train[1], y, factor_names), shared, baseline, probe=probe, n_train=len(train[0]), n_test=len(y))
-            for a, (_, y) in zip(accuracies, tests)]
-
 def scorecard(
     train, # `(embeddings (n, D), factors (n, F))`
     test, # `(embeddings (m, D), factors (m, F))`
@@ -562,7 +547,8 @@ def scorecard(
     probe: str = "linear", # `linear`, `mlp` or `knn`
 ) -> Scorecard: # accuracies, chance, matching, gaps and R1, R2, R3
     "Probe an embedding and its slices and judge them"
-    return scorecards(train, [test], slices, factor_names, shared, baseline, valid, probe)[0]
+    accuracy, chance = probe_matrix(train, test, slices, factor_names, probe, valid), chance_levels(train[1], test[1], factor_names)
+    return card_from_accuracy(accuracy, chance, shared, baseline, probe=probe, n_train=len(train[0]), n_test=len(test[0]))
 
 # %% ../nbs/06_probing.ipynb #595ba25f
 def show_scorecards(

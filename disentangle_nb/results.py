@@ -20,7 +20,7 @@ from torch import nn
 from .infonce import info_nce_floor
 from .model import embed
 from .overlay import FACTORS, DamagedFile, is_fixed, load_source, make_grid, parse_kinds, sample, show_images, to_float, write_atomic
-from .probing import Scorecard, as_slices, ideal_scorecard, linear_probe, markdown_table, probe_matrix, scorecards, show_scorecards
+from .probing import Scorecard, as_slices, card_from_accuracy, chance_levels, ideal_scorecard, linear_probe, markdown_table, probe_matrices, probe_matrix, show_scorecards
 
 # %% ../nbs/07_results.ipynb #93ba0a3e
 PARTS = {'train': (6000, 1), 'valid': (3000, 2), 'test': (3000, 3)} # images and seed
@@ -58,7 +58,9 @@ def judge(
     probe: str = 'linear' # `linear`, `mlp` or `knn`
 ) -> tuple: # scorecards on test and on validation
     "Scorecards of embeddings"
-    return tuple(scorecards(parts['train'], [parts['test'], parts['valid']], slices, shared=shared, valid=parts['valid'], probe=probe))
+    train, valid, measured = parts['train'], parts['valid'], (parts['test'], parts['valid'])
+    return tuple(card_from_accuracy(accuracy, chance_levels(train[1], y), shared, probe=probe, n_train=len(train[1]), n_test=len(y))
+                 for accuracy, (_, y) in zip(probe_matrices(train, measured, slices, FACTORS, probe, valid), measured))
 
 # %% ../nbs/07_results.ipynb #09292ac5
 def validation_probe(

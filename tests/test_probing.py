@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from disentangle_nb.probing import (PROBES, Scorecard, as_slices, card_from_accuracy, chance_levels, check_embeddings, holdout, linear_probe,
-                                    match_slices, mlp_probe, probe_matrix, scorecard, scorecards)
+                                    match_slices, mlp_probe, probe_matrices, probe_matrix, scorecard)
 
 
 def blobs(n, C, D, spread, seed):
@@ -208,12 +208,12 @@ def test_validation_pair_is_used():
     assert [tuple(s) for s in seen] == [(50, 6), (50, 3), (50, 3)]
 
 
-def test_scorecards_fit_once(monkeypatch):
-    "Cards of several parts are those of each part alone, from probes that are fitted once"
+def test_probes_are_fitted_once(monkeypatch):
+    "Accuracies on several parts are those on each part alone, from probes that are fitted once"
     (x, y, xt, yt), two = blobs(300, 3, 6, 1, 0), lambda y: np.stack([y, y[::-1]], 1)
     train, tests, names = (x, two(y)), [(xt, two(yt)), (x, two(y))], ("a", "b")
-    alone = [scorecard(train, t, factor_names=names, shared=names) for t in tests]
+    alone = [probe_matrix(train, t, factor_names=names) for t in tests]
     fits = []
     monkeypatch.setitem(PROBES, "linear", lambda *a: fits.append(1) or linear_probe(*a))
-    assert scorecards(train, tests, factor_names=names, shared=names) == alone
+    assert probe_matrices(train, tests, factor_names=names, probe="linear") == alone
     assert len(fits) == 6 and alone[0] != alone[1]
