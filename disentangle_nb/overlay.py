@@ -6,8 +6,7 @@
 __all__ = ['FACTORS', 'Grid', 'make_grid', 'ByClass', 'Source', 'compose', 'write_atomic', 'sweep', 'DamagedFile', 'save_checked',
            'load_checked', 'locked', 'only_writer', 'read_image', 'cached', 'load_source', 'seeded', 'sample',
            'parse_kinds', 'is_fixed', 'draw_pairs', 'Augment', 'to_float', 'of_pairs', 'kind_of_each', 'PairStream',
-           'RankStream', 'PairLoader', 'show_images', 'show_pairs', 'stream_dls', 'pair_dls', 'pairs_one_by_one',
-           'composition_speed']
+           'RankStream', 'PairLoader', 'show_images', 'show_pairs', 'stream_dls', 'pair_dls']
 
 # %% ../nbs/00_overlay.ipynb #f777d387
 import hashlib, io, os, sys, time, warnings
@@ -532,12 +531,14 @@ def to_float(
     jitter: Tensor | None = None # `(n, 4)` of `Augment.jitter`; none if not given
 ) -> Tensor: # `(n, 3, h, w)` float32, channels-last in memory, 0 is mid-grey, about -2..2
     "Images as an encoder takes them"
-    n, c, _, w = images.shape
+    n, c, h, w = images.shape
     if jitter is None: jitter = torch.tensor([[1., 0, 0, 0]]).expand(n, -1)
     scale, shift = jitter[:, None].split([1, c], 2)
     a, b = (t.to(images.device) for t in (scale * (4 / 255), (4 * shift - 2 * scale).repeat(1, 1, w)))
-    x = images.permute(0, 2, 3, 1).flatten(2).float()
-    return torch.addcmul(b, x, a, out=x).unflatten(2, (w, c)).permute(0, 3, 1, 2)
+    x, in_cache = torch.empty(n, h, w * c, device=images.device), 16 if images.is_cpu else n
+    for y, image, offset, gain in zip(*(t.split(in_cache) for t in (x, images.permute(0, 2, 3, 1).flatten(2), b, a))):
+        torch.addcmul(offset, y.copy_(image), gain, out=y)
+    return x.unflatten(2, (w, c)).permute(0, 3, 1, 2)
 
 # %% ../nbs/00_overlay.ipynb #a48e11a3
 def of_pairs(
@@ -738,43 +739,3 @@ def pair_dls(
 ) -> DataLoaders:
     "fastai `DataLoaders` of pairs"
     return stream_dls(PairStream(source, kinds, bs, seed, same, augment), PairStream(valid, kinds, bs, seed, same), n_batches, n_valid, stop, device)
-
-# %% ../nbs/00_overlay.ipynb #5f348c1c
-def pairs_one_by_one(
-    source: Source, # where instances come from
-    seed: int = 0 # of the pairs
-): # endless pairs, each a list of two `(size, size, 3)` float32 arrays
-    "DC-BC pairs sample by sample: drawn by rejection, pasted in numpy, encoded and decoded as JPEG"
-    from PIL import Image
-    rng, margin = np.random.default_rng(seed), (source.photos.shape[1] - source.size) // 2
-    digits, photos, labels = source.digits.numpy(), source.photos.numpy(), [g.labels.numpy() for g in source.groups]
-    crop = slice(margin, margin + source.size)
-    def image(d, l, p):
-        canvas = photos[p, crop, crop].copy()
-        window = canvas[source.windows[l]]
-        np.maximum(window, digits[d, :, :, None], out=window)
-        Image.fromarray(canvas).save(file := io.BytesIO(), 'JPEG', quality=95)
-        return np.asarray(Image.open(file)).astype(np.float32) * (4 / 255) - 2
-    while True:
-        first, second = rng.integers([len(l) for l in labels], size=(2, 3))
-        for f, fixed in enumerate(is_fixed('DC-BC')):
-            while (labels[f][first[f]] == labels[f][second[f]]) != fixed: second[f] = rng.integers(len(labels[f]))
-        yield [image(*first), image(*second)]
-
-# %% ../nbs/00_overlay.ipynb #991bbabb
-def composition_speed(
-    bs: int = 256, # pairs in a batch
-    rounds: int = 5 # how often the two alternate
-) -> dict: # microseconds a pair sample by sample, in batches of floats with jitter, in batches of bytes, and to write the floats once; ratios to the first
-    "How many times more pairs a second a stream composes than a generator that works sample by sample"
-    source = load_source()
-    stream, generator = PairStream(source, 'DC-BC', bs, augment=Augment()), pairs_one_by_one(source)
-    ways = {'one_by_one': (lambda: [next(generator) for _ in range(100)], 100), 'batches': (lambda: stream.batch(0), bs),
-            'bytes': (lambda: compose(source, stream.rows(0)), bs), 'write': (stream.batch(0)[0].zero_, bs)}
-    def timed(f, n):
-        start = time.process_time()
-        f()
-        return (time.process_time() - start) / n * 1e6
-    best = dict(zip(ways, map(min, zip(*[[timed(*way) for way in ways.values()] for _ in range(rounds + 1)]))))
-    ratios = {f'{k}_ratio': round(best['one_by_one'] / best[k], 1) for k in ('batches', 'bytes', 'write')}
-    return {f'{k}_us': round(v, 1) for k, v in best.items()} | ratios | {'threads': torch.get_num_threads()}

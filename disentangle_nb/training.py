@@ -9,7 +9,7 @@ __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'Sto
            'disentangle_learner', 'train', 'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group',
            'this_rank', 'from_first', 'first_then_others', 'update_statistics', 'synced_norm', 'RankModel',
            'distribute', 'embed_pairs', 'cluster_pairs', 'FindCategories', 'FindKinds', 'keep_freed_memory',
-           'give_back_memory', 'resident_memory', 'TrimMemory', 'step_overhead']
+           'give_back_memory', 'resident_memory', 'TrimMemory']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
 import copy, csv, ctypes, gc, io, os, random, signal, sys, threading, time, warnings
@@ -735,38 +735,3 @@ class TrimMemory(Callback):
     def after_epoch(self):
         self.first = self.first or resident_memory()
         if resident_memory() > 1.5 * self.first: give_back_memory()
-
-# %% ../nbs/05_training.ipynb #e8f60ac9
-def step_overhead(
-    bs: int = 256, # pairs in a batch
-    rounds: int = 5, # how often the two alternate
-    steps: int = 10, # steps each time
-    arch: str = 'small' # encoder
-) -> dict: # milliseconds of a step, of the encoder alone and of a batch of pairs alone; the ratio of the first two
-    "Time of a training step beside the encoder's forward and backward alone"
-    from disentangle_nb.losses import DisentangleLoss
-    from disentangle_nb.model import SlicedModel
-    from disentangle_nb.overlay import load_source, pair_dls
-    keep_freed_memory()
-    dls = pair_dls(load_source(), load_source(split='valid'), bs=bs, n_batches=steps, n_valid=0)
-    learn = disentangle_learner(dls, SlicedModel(arch, bf16=True), DisentangleLoss())
-    encoder, (x, *_) = learn.model.to(dls.device), dls.train.one_batch()
-    gradient = torch.randn_like(encoder(x))
-    def alone():
-        encoder.train()
-        for _ in range(steps):
-            encoder.zero_grad()
-            encoder(x).backward(gradient)
-    def full(): learn.fit(1)
-    def batches():
-        for b in range(steps): dls.train.one_batch(b)
-    clock = time.perf_counter if x.is_cuda else time.process_time
-    def timed(f):
-        start = clock()
-        f()
-        if x.is_cuda: torch.cuda.synchronize()
-        return (clock() - start) / steps * 1e3
-    with learn.no_bar(), learn.no_logging():
-        times = [[timed(f) for f in (full, alone, batches)] for _ in range(rounds + 1)]
-    step, base, pairs = map(min, zip(*times))
-    return {'step_ms': round(step, 1), 'encoder_ms': round(base, 1), 'batch_ms': round(pairs, 1), 'ratio': round(step / base, 3)}
