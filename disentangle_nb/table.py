@@ -66,7 +66,6 @@ def _read_rows(path):
     if not rows: raise ValueError(f'{path} has no rows below its header')
     if twice := [c for i, c in enumerate(header) if c and c in header[:i]]: raise ValueError(f'{path} has two columns {twice[0]!r}')
     return [dict(zip_longest(header, row[:len(header)], fillvalue='')) for row in rows]
-    return rows
 
 def _check_columns(path, rows, column, factors):
     there = list(rows[0])

@@ -54,8 +54,8 @@ def test_holds_the_licence(wheel):
 def test_a_borrower_pays_for_torch_only(metadata): assert required(metadata) == {'torch'}
 
 
-measure = {'numpy', 'scipy', 'scikit-learn', 'fastcore'}
-train = measure | {'filelock', 'torchvision', 'fastai', 'pillow', 'matplotlib', 'scikit-image'}
+measure = {'numpy', 'scipy', 'scikit-learn'}
+train = measure | {'fastcore', 'filelock', 'torchvision', 'fastai', 'pillow', 'matplotlib', 'scikit-image'}
 
 
 def test_extras(metadata):
