@@ -123,7 +123,8 @@ class Share:
 
     def rows(self, n):
         "Start and stop of this process's rows in each half of `n` rows; the last rank begins the second half, so that strips from the diagonal on are equal work"
-        return [[start + n//2 * r // self.world for r in (part, part + 1)] for start, part in ((0, self.rank), (n//2, self.world - 1 - self.rank))]
+        halves = (0, n//2, self.rank), (n//2, n, self.world - 1 - self.rank)
+        return [[start + (stop - start) * r // self.world for r in (part, part + 1)] for start, stop, part in halves]
 
 _shares = [Share()]
 def current_share(): return _shares[-1]

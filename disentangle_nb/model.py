@@ -101,7 +101,8 @@ def n_features(
     size: int = 64 # side of the image, pixels
 ) -> int: # width of the features
     "How wide an encoder's features are, by trying"
-    with torch.no_grad(), evaluating(encoder): out = encoder(torch.zeros(2, 3, size, size))
+    like = next(encoder.parameters(), torch.empty(0))
+    with torch.no_grad(), evaluating(encoder): out = encoder(like.new_zeros(2, 3, size, size))
     if out.ndim != 2: raise ValueError(f'the encoder must return (n, features), it returned {tuple(out.shape)}')
     return out.shape[1]
 

@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn import functional as F
+from .model import check_slices
 
 # %% ../nbs/06_probing.ipynb #d4c77693
 def as_slices(
@@ -25,11 +26,10 @@ def as_slices(
     D: int, # width of the embedding
 ) -> list: # of `K` Python `slice` objects
     "The contiguous slices of an embedding `D` wide"
-    if torch.is_tensor(slices): slices = slices.tolist()
-    if isinstance(slices, (int, np.integer)):
-        if slices < 1 or D % slices: raise ValueError(f"{slices} equal slices do not fit D={D}: K must divide D, or give the widths")
-        slices = [D // slices] * int(slices)
-    widths = [int(w) for w in slices]
+    widths = check_slices(slices)
+    if isinstance(widths, int):
+        if widths < 1 or D % widths: raise ValueError(f"{widths} equal slices do not fit D={D}: K must divide D, or give the widths")
+        widths = [D // widths] * widths
     if any(w < 1 for w in widths) or sum(widths) != D:
         raise ValueError(f"slice widths {widths} must be positive and sum to D={D}; they sum to {sum(widths)}")
     ends = np.cumsum(widths).tolist()
@@ -174,6 +174,7 @@ def _with_valid(x, y, x_valid, y_valid, n_classes, device):
     "Checked training rows, the mask of those to fit on, and validation rows"
     x = check_embeddings(x).to(device)
     y, C = _train_labels(x, y, n_classes)
+    if (x_valid is None) != (y_valid is None): raise ValueError(f"x_valid and y_valid belong together, {'x' if x_valid is None else 'y'}_valid is missing")
     if x_valid is None:
         held = holdout(y)
         if not held.any(): raise ValueError("every class has one training row, none is left for validation: give x_valid and y_valid")

@@ -154,7 +154,7 @@ def baseline(
     "The run without a regulariser that is nearest: of the same factors, on the same images and as long, of the same seed, if there is one, and with most options in common"
     alike = lambda o: [shared_factors(option(o, 'kinds')), *(option(o, k) for k in ALIKE)]
     found = [r for r in records if r['method'] == 'none' and alike(r['options']) == alike(options)]
-    shared = lambda r: sum(r['options'].get(k) == v for k, v in options.items())
+    shared = lambda r: sum(option(r['options'], k) == option(options, k) for k in OPTIONS)
     return max(found, key=lambda r: (r['seed'] == options.get('seed', 0), shared(r)), default=None)
 
 def card_of(
@@ -172,7 +172,7 @@ def best_lam(
     options: dict # of a run whose `lam` is `'best'`
 ) -> float: # a weight
     "The weight with the least distance from the ideal on validation, over the runs of one seed"
-    same = lambda r: all(r['options'].get(k) == v for k, v in options.items() if k not in ('lam', 'seed', 'path'))
+    same = lambda r: all(option(r['options'], k) == option(options, k) for k in OPTIONS if k not in ('lam', 'seed', 'path'))
     runs = [r for r in records if same(r)]
     seeds = {r['seed'] for r in runs}
     first = [r for r in runs if r['seed'] == min(seeds)]

@@ -52,7 +52,7 @@ class PairLoss:
 
 # %% ../nbs/05_training.ipynb #2afe7839
 class Schedule(Callback):
-    "One-cycle learning rate, and the step for the loss"
+    "One-cycle learning rate"
     def __init__(self,
                  lr: float, # highest learning rate
                  steps: int, # steps of the whole run
@@ -71,10 +71,7 @@ class Schedule(Callback):
         return self.cycle((step - begin) / (end - begin))
 
     def before_batch(self):
-        if not self.training: return
-        step = self.dls.train.position - 1
-        self.opt.set_hyper('lr', self.rate(step))
-        self.loss_func.loss.step = step
+        if self.training: self.opt.set_hyper('lr', self.rate(self.dls.train.position - 1))
 
 # %% ../nbs/05_training.ipynb #969f3f84
 def write_csv(
@@ -90,7 +87,7 @@ def write_csv(
 
 # %% ../nbs/05_training.ipynb #c62d98be
 class History(Callback):
-    "Loss parts of every step, losses and probes of every epoch"
+    "Loss parts of every step, losses and probes of every epoch; tells the loss which step it is"
     order = 55
     def __init__(self,
                  folder: str | Path | None = None # where `steps.csv` and `epochs.csv` go; nowhere if not given
@@ -100,6 +97,9 @@ class History(Callback):
     def before_fit(self): self.learn.history, self.pending = self, []
 
     def before_epoch(self): self.start, self.spent = time.perf_counter() - self.spent, 0.
+
+    def before_batch(self):
+        if self.training: self.loss_func.loss.step = self.dls.train.position - 1
 
     def after_loss(self):
         if not self.training: return
@@ -188,7 +188,7 @@ def _random_state():
 
 def _set_random_state(state):
     torch.set_rng_state(state['cpu'])
-    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
+    for device, saved in zip(range(torch.cuda.device_count()), state['cuda']): torch.cuda.set_rng_state(saved, device)
     random.setstate(state['python'])
     np.random.set_state(state['numpy'])
 
@@ -213,6 +213,7 @@ class Checkpoint(Callback):
                  folder: str | Path, # where checkpoints go
                  keep: int = 2 # how many
                 ):
+        if keep < 1: raise ValueError(f'keep must be 1 or more, got {keep}')
         self.folder, self.keep = Path(folder), keep
 
     def before_fit(self):
@@ -383,13 +384,25 @@ class PairLearner(Learner):
     config: dict
     path: Path
 
+    @contextmanager
+    def aside(self,
+              *kinds: type # of callbacks, which are put aside
+             ):
+        "Use the training pairs from an epoch's first on, and leave their loader as it was"
+        loader = self.dls.train
+        position, stop = loader.position, loader.stop
+        loader.position, loader.stop = position - position % loader.n_batches, None
+        try:
+            with without(self, *kinds): yield
+        finally: loader.position, loader.stop = position, stop
+
     def lr_find(self, *args, **kwargs):
         "fastai's, leaving no trace in the history, the folder and the stream"
-        loader = self.dls.train
-        position, stop, loader.stop = loader.position, loader.stop, None
-        try:
-            with without(self, History, StopOnNaN, ProbeEvery, Checkpoint): return super().lr_find(*args, **kwargs)
-        finally: loader.position, loader.stop = position, stop
+        with self.aside(History, StopOnNaN, ProbeEvery, Checkpoint, Resume): return super().lr_find(*args, **kwargs)
+
+    def validate(self, *args, **kwargs):
+        "fastai's, leaving no trace in the stream"
+        with self.aside(ProbeEvery): return super().validate(*args, **kwargs)
 
     def get_preds(self,
                   ds_idx: int = 1, # 0 for training pairs, 1 for validation pairs
@@ -397,7 +410,7 @@ class PairLearner(Learner):
                   **kwargs # of fastai's `get_preds`
                  ) -> tuple: # `(n, D)` embeddings, and targets
         "fastai's, in the order of the loader"
-        with without(self, ProbeEvery): return super().get_preds(dl=self.dls[ds_idx] if dl is None else dl, **(kwargs | {'reorder': False}))
+        with self.aside(ProbeEvery): return super().get_preds(dl=self.dls[ds_idx] if dl is None else dl, **(kwargs | {'reorder': False}))
 
     def show_results(self,
                      ds_idx: int = 1, # 0 for training pairs, 1 for validation pairs
@@ -448,10 +461,11 @@ def train(
 ):
     "Train with one cycle, or two, from where the learner is up to `steps`"
     loader, n = learn.dls.train, learn.dls.train.n_batches
-    loader.stop = steps
     epochs = -(-steps // n) - loader.position // n if loader.position < steps else 0
     quiet = [] if progress else [learn.no_bar(), learn.no_logging()]
     with ExitStack() as stack:
+        stack.callback(setattr, loader, 'stop', loader.stop)
+        loader.stop = steps
         *_, stop = map(stack.enter_context, [*quiet, StopOnSignal().listening()])
         learn.fit(epochs, cbs=[Schedule(learn.lr, steps, restart=restart), stop])
 
@@ -462,13 +476,13 @@ def frozen_statistics(
 ):
     "Keep the running statistics of batch norms from moving; batches are still normalised by their own"
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    momenta = [m.momentum for m in norms]
+    before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     for m in norms: m.momentum = 0.
     try: yield
     finally:
-        for m,momentum in zip(norms, momenta):
+        for m,(momentum,tracked) in zip(norms, before):
             m.momentum = momentum
-            m.num_batches_tracked -= 1
+            m.num_batches_tracked.copy_(tracked)
 
 def in_chunks(
     model: nn.Module, # called in the second run too, for its batch norms
@@ -477,9 +491,9 @@ def in_chunks(
     x: Tensor, # images
 ) -> Tensor: # As `forward(x)`
     "`forward` chunk by chunk; in training, activations are computed again when they are needed"
-    if not torch.is_grad_enabled(): return forward(x)
-    contexts = lambda: (nullcontext(), frozen_statistics(model))
     chunks = x.tensor_split(-(-len(x) // size))
+    if not torch.is_grad_enabled(): return forward(x) if model.training else torch.cat([forward(c) for c in chunks])
+    contexts = lambda: (nullcontext(), frozen_statistics(model))
     return torch.cat([checkpoint(forward, c, use_reentrant=False, context_fn=contexts) for c in chunks])
 
 class GradCache(Callback):

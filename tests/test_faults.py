@@ -11,7 +11,7 @@ from disentangle_nb.losses import DisentangleLoss, OrthoReg
 from disentangle_nb.model import SlicedModel, small_resnet
 from disentangle_nb.overlay import DamagedFile, Grid, Source, cached, load_checked, only_writer, pair_dls, save_checked, seeded, write_atomic
 from disentangle_nb.run import fail_plainly
-from disentangle_nb.training import disentangle_learner, last_state, restore, train
+from disentangle_nb.training import Checkpoint, disentangle_learner, last_state, restore, train
 
 resource = pytest.importorskip('resource', reason='a POSIX system is needed: signals and limits')
 fork = multiprocessing.get_context('forkserver')  # children of a process that has imported torch and done nothing else
@@ -284,3 +284,15 @@ def test_scaler_goes_on(tmp_path):
     restore(second := tiny_learner(None, cbs=[Scaled()]), state)
     train(second, 3, progress=False)
     assert second.scaler.get_scale() == 64 * 2**3
+
+
+def test_a_schedule_is_checked_after_lr_find_too(tmp_path):
+    train(tiny_learner(tmp_path), 8, progress=False)
+    resumed = tiny_learner(tmp_path)
+    restore(resumed, last_state(tmp_path))
+    with resumed.no_bar(), resumed.no_logging(): resumed.lr_find(num_it=4, show_plot=False)
+    with pytest.raises(ValueError, match='holds a run of other options: steps was 8, now 12'): train(resumed, 12, progress=False)
+
+
+def test_a_checkpoint_is_kept():
+    with pytest.raises(ValueError, match='keep must be 1 or more, got 0'): Checkpoint('anywhere', keep=0)

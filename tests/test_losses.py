@@ -1,5 +1,6 @@
 "Losses and regularisers under fuzzing: slow references, symmetries, extreme values, errors, precision, copies, two processes, torch.compile."
 import copy, math, pickle
+from contextlib import nullcontext
 from itertools import combinations, permutations
 
 import numpy as np
@@ -584,6 +585,7 @@ def test_disentangle_loss_is_the_weighted_sum(batch, chosen, base, lam, step, wa
     routes = {'routed': {'routes': [[0]] * k}, 'inferred': {'routes': [[i] for i in range(k)]}}.get(base, {})
     kinds = [torch.arange(len(z0)) * 0] * bool(routes)
     loss = DisentangleLoss([make_reg(name, n_slices=k) for name in chosen], lam=lam, base=base, n_slices=k, warmup=warmup, start=start, **routes)
+    if base == 'category': z0, z1 = (torch.cat([z.chunk(k, 1)[0].softmax(1), *z.chunk(k, 1)[1:]], 1) for z in (z0, z1))
     loss.step = step
     since = step - start
     weight = 0 if since < 0 else lam * (min(1, since / warmup) if warmup else 1)
@@ -830,3 +832,34 @@ def test_pairs_of_a_kind_are_tiled_too(name, monkeypatch):
     exact, exact_grad = value_and_grad(loss, z0, z1)
     torch.testing.assert_close(exact, value, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(exact_grad, grad, rtol=1e-7, atol=1e-9)
+
+
+def test_start_of_a_routed_base_delays_the_regularisers_only():
+    z0, z1 = pair()
+    kind = torch.arange(len(z0)) % 2
+    loss = DisentangleLoss(OrthoReg(), base='routed', routes=[[0], [1]], start=10)
+    torch.testing.assert_close(loss(z0, z1, kind), BASES['routed'](routes=[[0], [1]])(z0, z1, kind))
+
+
+@pytest.mark.parametrize('base, reg, fits', [(2, 2, True), ([4, 4], 2, True), ([2, 6], [2, 6], True), (2, 4, False), ([2, 6], 2, False), ([2, 6], [6, 2], False)])
+def test_base_and_regulariser_cut_the_same_slices(base, reg, fits):
+    with nullcontext() if fits else pytest.raises(ValueError, match='cut different slices'): DisentangleLoss(HessReg(n_slices=reg), n_slices=base)
+    DisentangleLoss(HessReg(n_slices=reg), base='whole', n_slices=base)
+
+
+def test_gain_does_not_depend_on_the_reduction():
+    z0, z1 = (torch.cat([z[:, :2].softmax(1), z[:, 2:]], 1) for z in pair())
+    mean, total = (BASES['category'](n_slices=[2, z0.shape[1] - 2], reduction=r) for r in ('mean', 'sum'))
+    torch.testing.assert_close(total(z0, z1), mean(z0, z1) * 2 * len(z0))
+    assert mean.gain and math.isclose(mean.gain, total.gain, rel_tol=1e-6)
+
+
+def test_categories_need_probabilities():
+    with pytest.raises(ValueError, match='must hold probabilities'): DisentangleLoss(base='category')(*pair())
+
+
+@pytest.mark.parametrize('rows', [1024, 1025])
+def test_odd_numbers_of_rows(rows):
+    from disentangle_nb.infonce import log_sum_exp, similarity
+    z = unit(torch.randn(rows, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(log_sum_exp(z, z, .1), similarity(z, z, .1).logsumexp(1))

@@ -217,3 +217,8 @@ def test_probes_are_fitted_once(monkeypatch):
     monkeypatch.setitem(PROBES, "linear", lambda *a: fits.append(1) or linear_probe(*a))
     assert probe_matrices(train, tests, factor_names=names, probe="linear") == alone
     assert len(fits) == 6 and alone[0] != alone[1]
+
+
+@pytest.mark.parametrize('given, missing', [('x_valid', 'y_valid'), ('y_valid', 'x_valid')])
+def test_validation_rows_and_labels_belong_together(given, missing):
+    with pytest.raises(ValueError, match=f'{missing} is missing'): linear_probe(torch.randn(8, 2), torch.arange(8) % 2, **{given: torch.arange(4)})
