@@ -677,7 +677,7 @@ def test_any_module_is_a_base_or_a_regulariser():
 @pytest.mark.parametrize('name', names)
 def test_copies_and_pickles(name):
     z0, z1 = pair()
-    for loss in (make(name, n_slices=3, tau=0.3), DisentangleLoss(make(name, n_slices=3), lam=0.2, warmup=4)):
+    for loss in (make(name, n_slices=3, tau=0.3), DisentangleLoss(make(name, n_slices=3), n_slices=3, lam=0.2, warmup=4)):
         expected = call(loss, z0, z1)
         for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))): assert call(twin, z0, z1) == expected
         assert not loss.state_dict()
