@@ -197,7 +197,7 @@ def test_search_finds_a_regulariser(start, site, browser):
         input.value = 'HessReg'; input.dispatchEvent(new Event('input'));
         const look = n => { const a = [...document.querySelectorAll('a.search-result')].map(a => a.getAttribute('href'));
                             a.length || !n ? done(a) : setTimeout(look, 50, n - 1); };
-        look(100); })""")
+        look(1000); })""")
     assert any(href.endswith('regularizers.html#hessreg') for href in found), found
 
 
