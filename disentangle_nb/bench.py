@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTHERS', 'lightly_loss', 'metric_learning_loss', 'make_loss', 'one_step', 'peak_memory', 'measure', 'limit_memory',
-           'measure_apart', 'machine', 'table', 'bench', 'pairs_one_by_one', 'composition_speed', 'step_overhead']
+           'measure_apart', 'fastest', 'machine', 'table', 'bench', 'pairs_one_by_one', 'composition_speed',
+           'step_overhead']
 
 # %% ../nbs/14_bench.ipynb #5bb00397
 import importlib, io, json, re, subprocess, sys, time
@@ -106,6 +107,22 @@ def measure_apart(
     if done.returncode: return dict(loss=name, rows=rows, error=(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
+# %% ../nbs/14_bench.ipynb #615388be
+def fastest(
+    ways:dict, # Functions without arguments, by name
+    rounds:int=5, # Times that they take turns, after one that does not count
+    device:str='cpu', # 'cpu', by processor time, or 'cuda', by the clock on the wall
+)->dict: # Seconds, by name
+    "The least time of each of several functions that take turns"
+    clock = time.process_time if device == 'cpu' else time.perf_counter
+    def timed(f):
+        start = clock()
+        f()
+        if device != 'cpu': torch.cuda.synchronize()
+        return clock() - start
+    _,*times = [[timed(f) for f in ways.values()] for _ in range(rounds + 1)]
+    return dict(zip(ways, map(min, zip(*times))))
+
 # %% ../nbs/14_bench.ipynb #fde14608
 def machine()->str: # e.g. 'Intel(R) Xeon(R) Processor, torch 2.14.1, 2026-11-24'
     "Processor or GPU, version of torch, and date"
@@ -174,11 +191,8 @@ def composition_speed(
     stream, generator = PairStream(source, 'DC-BC', bs, augment=Augment()), pairs_one_by_one(source)
     ways = {'one_by_one': (lambda: [next(generator) for _ in range(20)], 20), 'batches': (lambda: stream.batch(0), bs),
             'bytes': (lambda: compose(source, stream.rows(0)), bs), 'write': (stream.batch(0)[0].zero_, bs)}
-    def timed(f, n):
-        start = time.process_time()
-        for _ in range(repeat): f()
-        return (time.process_time() - start) / (repeat * n) * 1e6
-    best = dict(zip(ways, map(min, zip(*[[timed(*way) for way in ways.values()] for _ in range(rounds + 1)]))))
+    seconds = fastest({k: lambda f=f: [f() for _ in range(repeat)] for k, (f, _) in ways.items()}, rounds)
+    best = {k: 1e6 * seconds[k] / (repeat * n) for k, (_, n) in ways.items()}
     ratios = {f'{k}_ratio': round(best['one_by_one'] / best[k], 1) for k in ('batches', 'bytes', 'write')}
     return {f'{k}_us': round(v, 1) for k, v in best.items()} | ratios | {'threads': torch.get_num_threads()}
 
@@ -206,13 +220,5 @@ def step_overhead(
     def full(): learn.fit(1)
     def batches():
         for b in range(steps): dls.train.one_batch(b)
-    clock = time.perf_counter if x.is_cuda else time.process_time
-    def timed(f):
-        start = clock()
-        f()
-        if x.is_cuda: torch.cuda.synchronize()
-        return (clock() - start) / steps * 1e3
-    with learn.no_bar(), learn.no_logging():
-        times = [[timed(f) for f in (full, alone, batches)] for _ in range(rounds + 1)]
-    step, base, pairs = map(min, zip(*times))
-    return {'step_ms': round(step, 1), 'encoder_ms': round(base, 1), 'batch_ms': round(pairs, 1), 'ratio': round(step / base, 3)}
+    with learn.no_bar(), learn.no_logging(): best = fastest({'step': full, 'encoder': alone, 'batch': batches}, rounds, x.device.type)
+    return {f'{k}_ms': round(1e3 * s / steps, 1) for k, s in best.items()} | {'ratio': round(best['step'] / best['encoder'], 3)}

@@ -535,7 +535,7 @@ def to_float(
     if jitter is None: jitter = torch.tensor([[1., 0, 0, 0]]).expand(n, -1)
     scale, shift = jitter[:, None].split([1, c], 2)
     a, b = (t.to(images.device) for t in (scale * (4 / 255), (4 * shift - 2 * scale).repeat(1, 1, w)))
-    x, in_cache = torch.empty(n, h, w * c, device=images.device), 16 if images.is_cpu else n
+    x, in_cache = torch.empty(n, h, w * c, device=images.device), 16 if images.is_cpu else n # so many that the second pass finds them in a core's cache
     for y, image, offset, gain in zip(*(t.split(in_cache) for t in (x, images.permute(0, 2, 3, 1).flatten(2), b, a))):
         torch.addcmul(offset, y.copy_(image), gain, out=y)
     return x.unflatten(2, (w, c)).permute(0, 3, 1, 2)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'probe_metrics',
            'checkpoint_state', 'Checkpoint', 'last_state', 'check_options', 'Resume', 'restore', 'Interrupted',
-           'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without', 'show_cosines', 'PairLearner',
+           'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without', 'aside', 'show_cosines', 'PairLearner',
            'disentangle_learner', 'train', 'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group',
            'this_rank', 'from_first', 'first_then_others', 'update_statistics', 'synced_norm', 'RankModel',
            'distribute', 'embed_pairs', 'cluster_pairs', 'FindCategories', 'FindKinds', 'keep_freed_memory',
@@ -362,6 +362,19 @@ def without(
     "Put callbacks aside for a while"
     return learn.removed_cbs([cb for cb in learn.cbs if isinstance(cb, kinds)])
 
+@contextmanager
+def aside(
+    learn: Learner, # of `disentangle_learner`
+    *kinds: type # of callbacks, which are put aside
+): # a context
+    "Use the training pairs from an epoch's first on, and leave their loader as it was"
+    loader = learn.dls.train
+    position, stop = loader.position, loader.stop
+    loader.position, loader.stop = position - position % loader.n_batches, None
+    try:
+        with without(learn, *kinds): yield
+    finally: loader.position, loader.stop = position, stop
+
 def show_cosines(
     x: Tensor, # `(2N, 3, h, w)` images, first views then second views
     slices: Sequence, # of their embeddings, `(2N, D_k)` each
@@ -384,25 +397,13 @@ class PairLearner(Learner):
     config: dict
     path: Path
 
-    @contextmanager
-    def aside(self,
-              *kinds: type # of callbacks, which are put aside
-             ):
-        "Use the training pairs from an epoch's first on, and leave their loader as it was"
-        loader = self.dls.train
-        position, stop = loader.position, loader.stop
-        loader.position, loader.stop = position - position % loader.n_batches, None
-        try:
-            with without(self, *kinds): yield
-        finally: loader.position, loader.stop = position, stop
-
     def lr_find(self, *args, **kwargs):
         "fastai's, leaving no trace in the history, the folder and the stream"
-        with self.aside(History, StopOnNaN, ProbeEvery, Checkpoint, Resume): return super().lr_find(*args, **kwargs)
+        with aside(self, History, StopOnNaN, ProbeEvery, Checkpoint, Resume): return super().lr_find(*args, **kwargs)
 
     def validate(self, *args, **kwargs):
         "fastai's, leaving no trace in the stream"
-        with self.aside(ProbeEvery): return super().validate(*args, **kwargs)
+        with aside(self, ProbeEvery): return super().validate(*args, **kwargs)
 
     def get_preds(self,
                   ds_idx: int = 1, # 0 for training pairs, 1 for validation pairs
@@ -410,7 +411,7 @@ class PairLearner(Learner):
                   **kwargs # of fastai's `get_preds`
                  ) -> tuple: # `(n, D)` embeddings, and targets
         "fastai's, in the order of the loader"
-        with self.aside(ProbeEvery): return super().get_preds(dl=self.dls[ds_idx] if dl is None else dl, **(kwargs | {'reorder': False}))
+        with aside(self, ProbeEvery): return super().get_preds(dl=self.dls[ds_idx] if dl is None else dl, **(kwargs | {'reorder': False}))
 
     def show_results(self,
                      ds_idx: int = 1, # 0 for training pairs, 1 for validation pairs
