@@ -128,7 +128,7 @@ def cka(
     kernel: str = "linear", # `linear`, `rbf` or `white` (`distance` gives a squared distance correlation)
     debiased: bool = True, # unbiased estimates: zero on average for independent inputs, may be negative
     bandwidth=None, # of the RBF kernels: one, or one for each; default the median distances, for `white` half of them
-) -> float: # at most 1; 0 where `x` or `y` is constant
+) -> float: # at most 1; 0 where `x` or `y` is constant, or as good as constant beside the bandwidth (less than a thousandth of it)
     "Centred kernel alignment"
     x, y, sx, sy = _pair(x, y, kernel, bandwidth, debiased)
     return _ratio(_sums(x, y, kernel, sx, sy), debiased)
@@ -227,6 +227,7 @@ def slice_dependence(
     n_boot: int = 50, # half samples for the intervals, 0 for none
     max_rows: int = 1000, # rows for tests and intervals
     seed: int = 0, # of shuffles and half samples
+    level: float = 0.95, # coverage of the intervals
 ) -> dict: # `{"r_0~r_1": {statistic: {"value", "low", "high", "p"}}}`
     "HSIC, CKA and distance correlation of every pair of slices, label-free"
     x, out = _checked(x), {}
@@ -236,7 +237,7 @@ def slice_dependence(
         reps = [_all_stats(x[h][:, a], x[h][:, b]) for h in halves]
         p = {k: independence_test(x[:, a], x[:, b], k, n_perm, max_rows, seed=seed) for k in KERNELS if n_perm}
         p_of = lambda s: p.get("distance" if s == "dcor" else s.removeprefix("cka_"), p.get("rbf"))
-        bounds = {s: half_sample_interval(v, [r[s] for r in reps], scale=scale) for s, v in value.items()}
+        bounds = {s: half_sample_interval(v, [r[s] for r in reps], level, scale) for s, v in value.items()}
         out[f"r_{i}~r_{j}"] = {s: dict(value=v, low=bounds[s][0], high=bounds[s][1], p=p_of(s)) for s, v in value.items()}
     return out
 
@@ -249,7 +250,7 @@ def seed_agreement(
     n_boot: int = 50, # half samples for the interval, 0 for none
     max_rows: int = 1000, # rows for the interval
     seed: int = 0, # of half samples
-) -> dict: # `agreement`, its `low` and `high`, `match` (slice of `a` to slice of `b`), `others` (mean of the unmatched entries), `matrix`
+) -> dict: # `agreement`, its `low` and `high`, `match` (slice of `a` to slice of `b`), `others` (mean of the unmatched entries, nan where there are none), `matrix`
     "Matched-block CKA between two runs"
     a, b = _checked(a, "a"), _checked(b, "b")
     sa, sb = as_slices(slices, a.shape[1]), as_slices(slices, b.shape[1])
@@ -260,4 +261,4 @@ def seed_agreement(
     replicates = [np.mean([cka(a[h][:, sa[k]], b[h][:, sb[l]], kernel) for k, l in zip(i, j)]) for h in halves]
     low, high = half_sample_interval(agreement, replicates, scale=scale)
     return dict(agreement=agreement, low=low, high=high, match={f"r_{k}": f"r_{l}" for k, l in zip(i, j)},
-                others=float(rest / max(M.size - len(i), 1)), matrix=M.tolist())
+                others=float(rest / (M.size - len(i))) if M.size > len(i) else float("nan"), matrix=M.tolist())

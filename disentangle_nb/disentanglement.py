@@ -21,8 +21,8 @@ from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional as F
 
-from .probing import (_different, _fit_softmax, _mlp_net, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings, check_labels, holdout,
-                                    linear_probe, mlp_probe)
+from .probing import (_different, _fit_softmax, _mlp_net, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings,
+                                    linear_probe, mlp_probe, standardised)
 
 # %% ../nbs/11_disentanglement.ipynb #6842cacb
 @dataclass(eq=False)
@@ -45,7 +45,8 @@ def _columns(y):
     if hasattr(y, "columns"):
         names = _different([str(c) for c in y.columns])
         return [y[c].to_numpy() for c in y.columns], names
-    y = y.detach().cpu().numpy() if torch.is_tensor(y) else np.asarray(y)
+    if torch.is_tensor(y): y = (y.float() if y.dtype == torch.bfloat16 else y).detach().cpu().numpy()
+    y = np.asarray(y)
     if y.ndim == 1: y = y[:, None]
     if y.ndim != 2: raise ValueError(f"factors must have shape (n, F), got {y.shape}")
     return list(y.T), None
@@ -53,6 +54,7 @@ def _columns(y):
 def _missing(v):
     "Which entries of a column are missing or infinite"
     if v.dtype.kind == "f": return ~np.isfinite(v)
+    if v.dtype.kind in "mM": return np.isnat(v)
     return np.array([x is None or type(x).__name__ == "NAType" or x != x for x in v]) if v.dtype.kind == "O" else np.zeros(len(v), bool)
 
 def _factor(name, a, b, discrete):
@@ -137,8 +139,10 @@ def _plug_in(counts):
 # %% ../nbs/11_disentanglement.ipynb #e034733b
 def _closer(v, r):
     "Number of entries of `v`, itself included, that are closer than `r` to each entry"
-    order, r = np.sort(v), r * (1 - 1e-9)
-    return np.searchsorted(order, v + r, "right") - np.searchsorted(order, v - r, "left")
+    order, n, r = np.sort(v), len(v), r * (1 - 1e-9)
+    near = lambda j: (j >= 0) & (j < n) & (np.abs(order[j.clip(0, n - 1)] - v) <= r)
+    first, last = np.searchsorted(order, v - r, "left"), np.searchsorted(order, v + r, "right") # right but for the rounding of the sums
+    return (last - ~near(last - 1) + near(last)) - (first + ~near(first) - near(first - 1))
 
 def _kth_on_line(x, k):
     "Distance of each entry to the `k`-th nearest other one of its column"
@@ -168,8 +172,11 @@ def _kraskov(x, y, k):
     return np.array([one(v) for v in x.T])
 
 def _knn_mi(x, f, i: slice | np.ndarray = slice(None), k=10):
-    "Nearest-neighbour estimates of all dimensions on rows `i`, negative ones set to 0"
-    standard = lambda v: (v - v.mean(0)) / np.where(v.std(0) > 0, v.std(0), 1)
+    "Nearest-neighbour estimates of all dimensions on rows `i`, ties broken by a noise of 1e-10, negative ones set to 0"
+    noise = np.random.default_rng(0)
+    def standard(v):
+        v = v.astype(np.float64)
+        return (v - v.mean(0)) / np.where(v.std(0) > 0, v.std(0), 1) + 1e-10 * noise.standard_normal(v.shape)
     y = f.test.numpy()[i]
     return np.maximum(_ross(standard(x[i]), y, k) if f.discrete else _kraskov(standard(x[i]), standard(y), k), 0.)
 
@@ -182,10 +189,11 @@ def _classes(f, bins=20):
 def label_entropy(
     f: Factor, # on its test rows
     bins: int = 20, # for a continuous factor
+    i: slice | np.ndarray = slice(None), # test rows to use
 ) -> float: # nats
     "Entropy of a factor"
-    y, C = _classes(f, bins)
-    return entr(np.bincount(y, minlength=C) / len(y)).sum().item()
+    y = _classes(f, bins)[0][i]
+    return entr(np.bincount(y) / len(y)).sum().item()
 
 def _binned_mi(b, factors, bins=20, i: slice | np.ndarray = slice(None)):
     "Information `(D, F)` of binned dimensions `(m, D)` on rows `i`"
@@ -223,10 +231,18 @@ class Regressor:
         x, # embeddings `(n, D)`
     ) -> torch.Tensor: # float64 `(n,)`, in units of the factor
         "Predicted values"
-        z = (check_embeddings(x, least=1).to(self.mean) - self.mean) / self.std
+        z = standardised(x, self.mean, self.std)
         return (self.net(z) if self.weight is None else z @ self.weight.T)[:, 0].double() * self.y_std + self.y_mean
 
 # %% ../nbs/11_disentanglement.ipynb #22d5a52b
+def _regression_rows(x, y):
+    "Checked embeddings, values in units of their deviation, mean and deviation, and the mask of the rows that are held out: every fifth"
+    x, y = check_embeddings(x), torch.as_tensor(y).double()
+    if y.shape != (len(x),): raise ValueError(f"values must have shape ({len(x)},), got {tuple(y.shape)}")
+    mean, std = y.mean().item(), y.std(unbiased=False).item()
+    if not 0 < std < float("inf"): raise ValueError("the values must be finite and differ: a constant factor cannot be read, drop it")
+    return x, (y - mean) / std, (mean, std), torch.arange(len(x)).flip(0) % 5 == 0
+
 def _ridge(z, t, l2):
     "Weights `(1, D)` that minimise `mean (z w - t)^2 + l2 |w|^2`"
     G = z.T @ z / len(z)
@@ -237,14 +253,13 @@ def ridge_probe(
     y, # training values `(n,)`
     l2=(1e3, 1e2, 10., 1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5), # strengths to choose from
 ) -> Regressor: # on all training rows at the chosen strength
-    "Linear regression, its regularisation chosen on the last fifth of the rows"
-    x, y = check_embeddings(x), torch.as_tensor(y).double()
-    n = max(1, int(0.8 * len(x)))
+    "Linear regression, its regularisation chosen on every fifth row"
+    x, t, units, held = _regression_rows(x, y)
     mean, std = _standardiser(x)
-    z, t = (x.to(mean) - mean) / std, ((y - y.mean()) / y.std(unbiased=False)).to(mean)
-    trial = {lam: (z[n:] @ _ridge(z[:n], t[:n], lam)[0] - t[n:]).square().mean().item() for lam in l2}
+    z, t = standardised(x, mean, std), t.to(mean)
+    trial = {lam: (z[held] @ _ridge(z[~held], t[~held], lam)[0] - t[held]).square().mean().item() for lam in l2}
     lam = min(trial, key=trial.__getitem__)
-    return Regressor(None, mean, std, y.mean().item(), y.std(unbiased=False).item(), max(trial[lam], 1e-12), _ridge(z, t, lam), lam)
+    return Regressor(None, mean, std, *units, max(trial[lam], 1e-12), _ridge(z, t, lam), lam)
 
 # %% ../nbs/11_disentanglement.ipynb #c125e385
 def mlp_regressor(
@@ -253,19 +268,18 @@ def mlp_regressor(
     width: int = 128, # of the hidden layer
     epochs: int = 30, # passes over the training rows
     seed: int = 0, # of weights and batches
-) -> Regressor: # at its best epoch on the held-out fifth
-    "One-hidden-layer regression, its epoch chosen on the last fifth of the rows"
-    x, y = check_embeddings(x), torch.as_tensor(y).double()
-    n = max(1, int(0.8 * len(x)))
-    mean, std = [t.float() for t in _standardiser(x[:n])]
-    z, t = (x - mean) / std, ((y - y.mean()) / y.std(unbiased=False)).float().to(x.device)[:, None]
+) -> Regressor: # at its best epoch on the rows held out
+    "One-hidden-layer regression, its epoch chosen on every fifth row"
+    x, t, units, held = _regression_rows(x, y)
+    mean, std = [t.float() for t in _standardiser(x[~held])]
+    z, t = standardised(x, mean, std), t.to(mean)[:, None]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        net = _mlp_net(z[:n], width, 1)
-        valid = lambda: F.mse_loss(net(z[n:]), t[n:]).item()
-        _train_mlp(net, z[:n], t[:n], valid, epochs, batch_rows(n), 3e-3, torch.Generator().manual_seed(seed), F.mse_loss)
+        net = _mlp_net(z[~held], width, 1)
+        valid = lambda: F.mse_loss(net(z[held]), t[held]).item()
+        _train_mlp(net, z[~held], t[~held], valid, epochs, batch_rows(len(z)), 3e-3, torch.Generator().manual_seed(seed), F.mse_loss)
         noise = max(valid(), 1e-12)
-    return Regressor(net, mean, std, y.mean().item(), y.std(unbiased=False).item(), noise)
+    return Regressor(net, mean, std, *units, noise)
 
 # %% ../nbs/11_disentanglement.ipynb #f055317d
 class Reading(NamedTuple):
@@ -305,6 +319,7 @@ def read_factor(
     **kw, # go to the probe
 ) -> Reading: # on test
     "Fit a probe of a factor and read the test rows"
+    if probe not in ("linear", "mlp"): raise ValueError(f"probe={probe!r}: choose 'linear' or 'mlp'")
     n = lambda t: t.detach().double().cpu().numpy()
     if f.discrete:
         p = {"linear": linear_probe, "mlp": mlp_probe}[probe](x, f.train, **kw)
@@ -330,7 +345,7 @@ def linear_importance(
     "Spread of the contribution of each part to the predictions of each factor"
     R = np.zeros((len(parts), len(probes)))
     for j, p in enumerate(probes):
-        z = (check_embeddings(x).to(p.mean) - p.mean) / p.std
+        z = standardised(x, p.mean, p.std)
         cov = z.T @ z / len(z) - torch.outer(z.mean(0), z.mean(0))
         for k, s in enumerate(parts):
             W = p.weight[:, s]
@@ -343,7 +358,7 @@ def refit(
     y, # their labels or values `(n,)`
 ): # a copy with new weights, for the same standardised features and strength
     "Fit a linear probe again on other rows, starting at its weights"
-    z = (check_embeddings(x).to(p.mean) - p.mean) / p.std
+    z = standardised(x, p.mean, p.std)
     if isinstance(p, Regressor): return replace(p, weight=_ridge(z, ((y - p.y_mean) / p.y_std).to(z), p.l2))
     W, b = _fit_softmax(z, y.to(z.device), len(p.bias), p.l2, (p.weight, p.bias))
     return replace(p, weight=W, bias=b)
@@ -418,7 +433,7 @@ def explicitness_area(
     baseline: float, # loss of predicting nothing
 ) -> float: # -1 to 1
     "One minus the normalised area under the loss-capacity curve"
-    l, k = np.minimum.accumulate(np.asarray(losses, float)), np.asarray(capacities, float)
+    l, k = np.minimum.accumulate([baseline, *losses])[1:], np.asarray(capacities, float)
     area = ((l[1:] + l[:-1]) / 2 - l[-1]) * np.diff(k)
     return float(1 - 2 * area.sum() / ((k[-1] - k[0]) * baseline))
 
@@ -464,6 +479,8 @@ def _threshold_hits(x, xt, f, bins=20):
     edges = np.linspace(x.min(0), x.max(0), bins + 1)
     counts = _counts(equal_width_bins(x, bins, edges), f.train.numpy(), bins, f.n_classes)
     named = (counts / counts.sum(1, keepdims=True)).argmax(2)
+    far = np.abs(np.subtract.outer(range(bins), range(bins))) + bins * (counts.sum(2) == 0)[:, None]
+    named = np.take_along_axis(named, far.argmin(2), 1) # that of the nearest bin that is not empty
     b = equal_width_bins(xt, bins, edges)
     return named[np.arange(x.shape[1]), b] == f.test.numpy()[:, None]
 
@@ -516,7 +533,7 @@ def explicitness_auc(
     r: Reading, # of a discrete factor
     y: np.ndarray, # class of each test row
     i: slice | np.ndarray = slice(None), # rows to use
-) -> float: # 0.5 to 1; nan if continuous
+) -> float: # 0 to 1, 0.5 at chance; nan if continuous
     "One-versus-rest area under the ROC curve, averaged over the classes on test"
     if r.odds is None: return float("nan")
     present = [c for c in np.unique(y[i]) if (y[i] != c).any()]

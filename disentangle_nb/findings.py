@@ -85,8 +85,7 @@ def bootstrap_interval(
     return statistic(list(seeds)), *np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 def verdict(
-    value: float, # positive where the sentence holds
-    low: float, # of its interval
+    low: float, # of the interval of a number that is positive where the sentence holds
     high: float, # of its interval
     n_seeds: int # that the interval rests on
 ) -> str: # `supported`, `contradicted` or `undecided`
@@ -154,7 +153,7 @@ def judge_finding(
     parts = []
     for name, f in statistics.items():
         value, low, high = bootstrap_interval(lambda s: f(cards, s), seeds)
-        parts.append({'name': name, 'value': value, 'low': low, 'high': high, 'verdict': verdict(value, low, high, len(seeds))})
+        parts.append({'name': name, 'value': value, 'low': low, 'high': high, 'verdict': verdict(low, high, len(seeds))})
     verdicts = {p['verdict'] for p in parts}
     overall = next((v for v in ('contradicted', 'undecided') if v in verdicts), 'supported')
     return {'sentence': sentence, 'seeds': seeds, 'parts': parts, 'verdict': overall}
@@ -188,9 +187,9 @@ def card_cells(
     mlp: list, # those of MLP probes
     factors: list # that are judged
 ) -> list: # of lists of numbers, a list for each column
-    "Accuracies of the whole and of the slice matched to each factor; requirements; distance; those that need R3 are empty without it"
-    get = lambda c, s, f: c.accuracy.get(s if s == 'r' else c.match[s] or 'r', {}).get(f, np.nan)
-    accuracies = [[get(c, s, f) for c in cards] for s in ('r', *factors) for f in factors]
+    "Accuracies of the whole and of the slice matched to each factor, where it got one; requirements; distance; those that need R3 are empty without it"
+    rows = lambda s: [c.accuracy[k] for c in cards for k in ['r' if s == 'r' else c.match[s]] if k]
+    accuracies = [[a[f] for a in rows(s) if f in a] for s in ('r', *factors) for f in factors]
     compared = [c for c in cards if c.R3 is not None]
     return accuracies + [[r1(c) for c in cards], [r1(c) for c in mlp], [r2(c) for c in cards], *([f(c) for c in compared] for f in (r3, distance))]
 

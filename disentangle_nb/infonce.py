@@ -346,7 +346,11 @@ def info_nce_floor(
 # %% ../nbs/02_infonce.ipynb #336f77ea
 class SliceLoss(nn.Module):
     "Base of the losses: common options, called as `loss(z0, z1)` on raw projections `(N, D)`"
-    name = 'loss'
+    @property
+    def name(self)->str: # under which the value is logged
+        "The class's, unless a subclass says otherwise"
+        return type(self).__name__
+
     def __init__(self, *,
         n_slices:int|Sequence[int]=2, # Slices of `z`: an int (equal contiguous widths) or a sequence of widths
         tau:float=0.1, # Temperature, positive

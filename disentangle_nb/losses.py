@@ -13,10 +13,10 @@ __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'routes_of', 'check_numbers', 'R
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import cycle
+from itertools import count, cycle
 import torch
 from torch import nn, Tensor
-from .model import split_slices
+from .model import check_slices, split_slices
 from .infonce import (info_nce, info_nce_grad, info_nce_floor, nt_xent, sub_info_nce, unit, zero_of, joined,
                                     SliceLoss, InfoMax, SubInfoMax, one_of, reduced, check_pair, check_values)
 from .regularizers import info_min, ortho, hess, hsic, InfoMinReg, OrthoReg, HessReg, HSICReg
@@ -203,8 +203,11 @@ def unique_names(
     modules, # Loss modules, with or without a `name`
 )->list:
     "Names of `modules`, numbered where they repeat"
-    names = [getattr(m, 'name', type(m).__name__) for m in modules]
-    return [n if n not in names[:i] else f'{n}_{names[:i].count(n) + 1}' for i,n in enumerate(names)]
+    names = []
+    for m in modules:
+        name = getattr(m, 'name', type(m).__name__)
+        names.append(next(n for k in count(1) if (n := name if k == 1 else f'{name}_{k}') not in names))
+    return names
 
 def hold_first(
     z:Tensor, # Projections, `(N, D)`, raw
@@ -223,7 +226,9 @@ def check_objective(
 ):
     "Raise an error unless weights and slices fit the regularisers, and the base can be held and tells what it gains where that is asked for"
     if isinstance(lam, list) and len(lam) != len(regs): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
-    number = lambda n: len(n) if isinstance(n, list) and len(set(n)) == 1 else n
+    def number(n):
+        n = check_slices(n)
+        return len(n) if isinstance(n, list) and len(set(n)) == 1 else n
     for r in regs:
         if not isinstance(base, InfoMax) and hasattr(base, 'n_slices') and hasattr(r, 'n_slices') and number(r.n_slices) != number(base.n_slices):
             raise ValueError(f"base and regulariser cut different slices: {type(base).__name__} has n_slices={base.n_slices}, {type(r).__name__} {r.n_slices}; give both the same")
@@ -251,7 +256,7 @@ class DisentangleLoss(nn.Module):
     ):
         super().__init__()
         lam = torch.as_tensor(lam, dtype=torch.float64).tolist()
-        regs = [] if regs is None else [regs] if isinstance(regs, nn.Module) else [r for r in regs if r is not None]
+        regs = [] if regs is None else [regs] if isinstance(regs, nn.Module) and not isinstance(regs, nn.ModuleList) else [r for r in regs if r is not None]
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction, check_finite=check_finite) | kwargs
         self.base,self.regs = make_base(base, **kwargs),nn.ModuleList(regs)
         check_objective(self.base, regs, lam, hold, gain)

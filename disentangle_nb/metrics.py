@@ -32,12 +32,11 @@ from scipy.stats import t as student_t
 
 from .dependence import (cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
                                        seed_agreement, slice_dependence)
-from .disentanglement import (Factor, Reading, _binned_mi, _threshold_hits, active_codes, as_blocks, as_factors, auc,
+from .disentanglement import (Factor, Reading, _binned_mi, _classes, _knn_mi, _squared_correlation, _threshold_hits, _tree_rows, active_codes, as_blocks, as_factors,
                                             balanced_accuracy, block_sums, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
                                             dci_disentanglement, each_dimension, equal_width_bins, explicitness_area,
                                             explicitness_auc, explicitness_es, infoc, infom, label_entropy, linear_importance, med,
                                             mi_matrix, mig, modularity, read_factor, refit, sap_matrix, top_gap, top_k_med)
-from .disentanglement import _classes, _knn_mi, _squared_correlation, _tree_rows
 from .probing import _different, check_embeddings, markdown_table, match_slices, parse_slices
 
 # %% ../nbs/12_metrics.ipynb #36d640f9
@@ -159,22 +158,16 @@ def _share_scores(m, i):
 def _dimension_scores(m, i):
     "The published metrics on single dimensions"
     rows = np.arange(len(m.binned))[i]
-    I, H = _binned_mi(m.binned, m.factors, i=rows), np.array([_row_entropy(f, rows) for f in m.factors])
+    I, H = _binned_mi(m.binned, m.factors, i=rows), np.array([label_entropy(f, i=rows) for f in m.factors])
     sap = lambda h, f: balanced_accuracy(h[rows], f.test.numpy()[rows]) if f.discrete else _squared_correlation(m.xt[rows], h[rows])
     S = np.stack([sap(h, f) for h, f in zip(m.hits, m.factors)], 1)
-    values = dict(mig=mig(I, H), sap=top_gap(S).mean(), modularity=modularity(I), med=med(I), top_k_med=top_k_med(I))
+    values = dict(mig=mig(I[:, H > 0], H[H > 0]) if H.any() else np.nan, sap=top_gap(S).mean(), modularity=modularity(I), med=med(I), top_k_med=top_k_med(I))
     return {k: {"dimension": float(v)} for k, v in values.items()}
-
-def _row_entropy(f, rows):
-    "Entropy of a factor on some test rows, nats"
-    y, C = _classes(f)
-    p = np.bincount(y[rows], minlength=C) / len(rows)
-    return -(p[p > 0] * np.log(p[p > 0])).sum()
 
 def _infomec_scores(m, i: slice | np.ndarray = slice(None)):
     "InfoM and InfoC of single dimensions, by nearest neighbours"
     rows = np.arange(len(m.xt))[i]
-    N = np.stack([_knn_mi(m.xt, f, rows) / max(_row_entropy(f, rows), 1e-12) for f in m.factors], 1)[active_codes(m.xt[rows])]
+    N = np.stack([_knn_mi(m.xt, f, rows) / max(label_entropy(f, i=rows), 1e-12) for f in m.factors], 1)[active_codes(m.xt[rows])]
     return {"infom": {"dimension": infom(N)}, "infoc": {"dimension": infoc(N)}}
 
 def _merge(*tables):
@@ -380,7 +373,7 @@ def metrics_card(
         reads = _with_others(m, x, xt, factors)
         values = _all_scores(m, x, rows, n_boot, n_refit, level, seed)
     meta = _meta(m, x, xt, factors, seed=seed, level=level, n_boot=n_boot, n_refit=n_refit)
-    deps = slice_dependence(xt, meta["widths"], n_perm, n_boot, seed=seed)
+    deps = slice_dependence(xt, meta["widths"], n_perm, n_boot, seed=seed, level=level)
     meta["seconds"] = time.perf_counter() - start
     return MetricsCard(*map(_clean, (values, _matrices(reads, x, m, factors), deps, m.match, meta)))
 
@@ -439,11 +432,13 @@ def compare(
     sizes = {k: len(v) for k, v in cards.items()}
     if len(set(sizes.values())) > 1 or not all(sizes.values()): raise ValueError(f"paired differences need one card for each seed and method, got {sizes}")
     rows = {}
-    for metric, columns in cards[baseline][0].values.items():
-        for column in columns:
-            v = {k: _series(c, metric, column) for k, c in cards.items()}
-            sd = lambda s: s.std(ddof=1) if len(s) > 1 else np.nan
-            rows[f"{metric}/{column}"] = {k: _clean(dict(mean=s.mean(), sd=sd(s))) | (_paired(s, v[baseline], level) if k != baseline else dict(diff=None, low=None, high=None)) for k, s in v.items()}
+    measured = dict.fromkeys((metric, column) for c in cards.values() for card in c for metric, columns in card.values.items() for column in columns)
+    def summary(s):
+        s = s[np.isfinite(s)]
+        return _clean(dict(mean=s.mean() if len(s) else np.nan, sd=s.std(ddof=1) if len(s) > 1 else np.nan))
+    for metric, column in measured:
+        v = {k: _series(c, metric, column) for k, c in cards.items()}
+        rows[f"{metric}/{column}"] = {k: summary(s) | (_paired(s, v[baseline], level) if k != baseline else dict(diff=None, low=None, high=None)) for k, s in v.items()}
     return Comparison(baseline, sizes[baseline], rows)
 
 # %% ../nbs/12_metrics.ipynb #5789c895

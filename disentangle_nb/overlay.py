@@ -58,6 +58,7 @@ def make_grid(
     cols: int = 4 # columns of locations
 ) -> Grid:
     "A grid of locations for any image size"
+    if rows < 1 or cols < 1: raise ValueError(f'a grid needs one row and one column at least, got {rows} x {cols}')
     if item > size: raise ValueError(f'a {item}-pixel digit does not fit an image of {size} pixels')
     return Grid(_starts(size, item, rows), _starts(size, item, cols))
 
@@ -104,7 +105,7 @@ def _check_images(name, images, labels, ndim, n_classes):
         raise ValueError(f'{name}: labels must lie in 0..{n_classes - 1}, got {present[0]}..{present[-1]}')
 
 # %% ../nbs/00_overlay.ipynb #cbd610e0
-@dataclass
+@dataclass(eq=False)
 class Source:
     "uint8 digits and photographs with their labels; composes digit-on-photograph images in batches"
     digits: Tensor # `(n, h, h)` uint8, white on black
@@ -441,8 +442,8 @@ def load_source(
     for value, allowed in ((split, _SPLITS), (scheme, ('authors', 'official'))):
         if value not in allowed: raise ValueError(f'expected one of {allowed}, got {value!r}')
     if not 0 < valid < 1: raise ValueError(f'valid must lie between 0 and 1, got {valid}')
-    own, of_folder = digits or backgrounds, name not in ('embedded', 'mnist_stl10') and Path(name).is_dir()
-    if of_folder: digits, backgrounds = digits or Path(name)/'digits', backgrounds or Path(name)/'backgrounds'
+    own, of_folder = digits or backgrounds, name not in ('embedded', 'mnist_stl10') and Path(name).expanduser().is_dir()
+    if of_folder: digits, backgrounds = digits or Path(name).expanduser()/'digits', backgrounds or Path(name).expanduser()/'backgrounds'
     raw = {} if digits and backgrounds else _named(name, split, path, scheme, valid)
     for part, folder in (('digit', digits), ('photo', backgrounds)):
         if folder: raw |= _own(part, folder, split)
@@ -494,7 +495,8 @@ def is_fixed(
     kind: str # e.g. `'DC-BC'`
 ) -> tuple: # of bool, in the order DC, DL, BC
     "Which factors a kind of pair fixes"
-    return tuple(f in kind.split('-') for f in FACTORS)
+    fixed, = parse_kinds([kind])
+    return tuple(f in fixed.split('-') for f in FACTORS)
 
 # %% ../nbs/00_overlay.ipynb #83a2e94e
 def draw_pairs(

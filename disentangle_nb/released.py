@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .overlay import Augment, kind_of_each, of_pairs, parse_kinds, seeded, to_float, write_atomic
+from .overlay import Augment, is_fixed, kind_of_each, of_pairs, parse_kinds, seeded, to_float, write_atomic
 
 # %% ../nbs/08_released.ipynb #ffafff11
 @lru_cache(1)
@@ -238,11 +238,10 @@ SIZES = {'DC': 10, 'DL': 8, 'BC': 10} # classes of each factor, in the order of 
 def fixed_factors(
     kind:str, # Factors that a pair shares, such as `DC-BC`, in any order
 )->list: # Their names, in the order of `SIZES`
-    "The factors that a kind of pair fixes"
-    names = kind.split('-')
-    if not set(names) <= SIZES.keys() or len(set(names)) < len(names):
-        raise ValueError(f'kind {kind!r}: expected some of {", ".join(SIZES)} joined by "-", such as DC-BC')
-    return [name for name in SIZES if name in names]
+    "The factors that a kind of pair fixes, one at least"
+    names = [name for name,fixed in zip(SIZES, is_fixed(kind)) if fixed]
+    if not names: raise ValueError(f'released pairs share one factor at least, such as DC-BC; got the kind {kind!r}')
+    return names
 
 # %% ../nbs/08_released.ipynb #480dfc9d
 def split_label(
@@ -255,7 +254,7 @@ def split_label(
     outside = (label < 0) | (label >= np.prod(sizes))
     if outside.any():
         raise ValueError(f'label {label[outside][0]} is out of range: {kind} pairs have labels from 0 to {np.prod(sizes) - 1}')
-    factors = np.full((len(label), len(SIZES)), -1)
+    factors = np.full((len(label), len(SIZES)), -1, np.int64)
     factors[:, [list(SIZES).index(name) for name in fixed]] = np.stack(np.unravel_index(label, sizes), 1)
     return factors
 

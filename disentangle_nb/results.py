@@ -313,10 +313,10 @@ def write_report(
 ) -> str: # the table, Markdown
     "Tables and figures of a set of runs"
     import matplotlib.pyplot as plt
-    folder, table = Path(folder), results_table(runs)
+    folder, table, cards = Path(folder), results_table(runs), with_baseline(runs)
     write_atomic(folder/'report.md', (table + '\n').encode())
-    write_json(folder/'report.json', [{'run': r.title, 'config': r.config, 'scorecard': c.to_dict()} for r, c in zip(runs, with_baseline(runs))])
-    _save(show_scorecards({r.title: c for r, c in zip(runs, with_baseline(runs))}), folder/'scorecards.png')
+    write_json(folder/'report.json', [{'run': r.title, 'config': r.config, 'scorecard': c.to_dict()} for r, c in zip(runs, cards)])
+    _save(show_scorecards({f'{i}: {r.title}': c for i, (r, c) in enumerate(zip(runs, cards))}), folder/'scorecards.png')
     for i, run in enumerate(runs):
         name = f'{i}-{run.config["reg"]}'
         _save(plot_run(run), folder/f'{name}.png')

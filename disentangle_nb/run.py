@@ -8,7 +8,7 @@ __all__ = ['LEAST', 'SPANS', 'chip', 'hardware', 'versions', 'use_bf16', 'load_s
            'fail_plainly', 'ranks', 'run_options', 'disentangle_run', 'arguments', 'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #ab6fd3a6
-import json, os, platform, sys, time
+import io, json, os, platform, sys, time
 from contextlib import nullcontext
 from importlib.metadata import version
 from math import inf
@@ -213,6 +213,7 @@ def fail_plainly(
 ):
     "Its result; a wrong option or a bad file ends the program with one line and exit code 2, a signal with 130 or 143"
     rank = int(os.environ.get('RANK', 0))
+    if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors='replace') # a terminal without Greek still gets the rest
     try: return f()
     except (ValueError, OSError, FloatingPointError) as e:
         print(f'error{rank and f" of rank {rank}" or ""}: {e}', file=sys.stderr)
@@ -239,7 +240,7 @@ def run_options(
         if value not in known: raise ValueError(f'unknown {name} {value!r}: choose one of {", ".join(known)}')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
     keep_freed_memory()
-    config = {k: v for k, v in options.items() if k not in ('threads', 'precision')}
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in options.items() if k not in ('threads', 'precision')}
     config |= {'kinds': parse_kinds(options['kinds']), 'slices': parse_slices(options['slices']), 'bf16': use_bf16(options['precision'])}
     with ranks(): return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
 

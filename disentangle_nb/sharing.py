@@ -6,7 +6,7 @@
 __all__ = ['LOCAL', 'without_folders', 'command', 'model_card', 'write_embeddings', 'save_hub', 'load_model', 'disentangle_share']
 
 # %% ../nbs/16_sharing.ipynb #1880fd7c
-import inspect, io, json, os, shlex
+import inspect, io, json, shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def without_folders(
     config: dict # options of a run
 ) -> dict:
     "The options, with `FOLDER` for the folders of the machine"
-    own = ['data'] if os.sep in str(config['data']) else []
+    own = ['data'] if config['data'] not in ('embedded', 'mnist_stl10') else []
     return {k: 'FOLDER' if v and k in (*LOCAL, *own) else v for k, v in config.items()}
 
 def command(

@@ -8,7 +8,7 @@ __all__ = ['OPTIONS', 'option', 'expand', 'run_name', 'between_slices', 'without
            'make_executor', 'waves', 'pending', 'completed', 'program_of', 'run_study', 'disentangle_study']
 
 # %% ../nbs/19_study.ipynb #1d6d0c0a
-import inspect, json, shutil, signal, subprocess, sys, time
+import inspect, json, os, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import combinations, groupby, product
@@ -199,13 +199,14 @@ def run_one(
     start, log = time.time(), Path(f'{folder}.log')
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(program)] if program else [shutil.which('disentangle_run', path=Path(sys.executable).parent) or 'disentangle_run']
-    with open(log, 'w') as f, subprocess.Popen([*command, *arguments(options), '--out', str(folder), '--resume', '--quiet'], stdout=f, stderr=subprocess.STDOUT) as process:
+    with open(log, 'w') as f, subprocess.Popen([*command, *arguments(options), '--out', str(folder), '--resume', '--quiet'], stdout=f, stderr=subprocess.STDOUT, env=os.environ | {'PYTHONUTF8': '1'}) as process:
         _at_work.add(process)
         try: process.wait()
         finally:
             _at_work.remove(process)
             process.terminate() # nothing if it has ended
-    if process.returncode: raise ChildProcessError(f'{folder} ended with code {process.returncode}: {log.read_text().strip()[-400:]} (all of it in {log})')
+    said = log.read_text(encoding='utf-8', errors='replace').strip()
+    if process.returncode: raise ChildProcessError(f'{folder} ended with code {process.returncode}: {said[-400:]} (all of it in {log})')
     return time.time() - start
 
 # %% ../nbs/19_study.ipynb #0aab88c3

@@ -75,6 +75,6 @@ def learning_table(
 ) -> str: # Markdown
     "When each factor was learned, and what `r` reads on validation in the end"
     head = ['run', *(f'{f} ≥ {level} at step' for f, level in levels.items()), *(f'{f} in the end' for f in ('DC', 'DL', 'BC'))]
-    rows = [[title, *(str(learned_at(r, f, level) or 'never') for f, level in levels.items()), *(f'{r["probes"][-1][f"r {f}"]:.1f}' for f in ('DC', 'DL', 'BC'))]
+    rows = [[title, *('never' if (at := learned_at(r, f, level)) is None else str(at) for f, level in levels.items()), *(f'{r["probes"][-1][f"r {f}"]:.1f}' for f in ('DC', 'DL', 'BC'))]
             for title, r in zip(different_options(records), records)]
     return markdown_table([head, *rows])

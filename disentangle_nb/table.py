@@ -19,7 +19,7 @@ from .model import embed
 from .overlay import Augment, ByClass, kind_of_each, of_pairs, parse_kinds, read_image, seeded, to_float
 
 # %% ../nbs/15_table.ipynb #fe77e8c3
-@dataclass
+@dataclass(eq=False)
 class Table:
     "Images and the classes of their factors"
     images: Tensor # `(n, 3, h, w)` uint8
@@ -61,18 +61,19 @@ SPLITS = ('train', 'valid', 'test')
 def _read_rows(path):
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is not a file; expected a CSV file with a header such as file,shape,colour')
     with open(path, newline='', encoding='utf-8-sig') as f:
-        try: header, *rows = [[cell.strip() for cell in row] for row in csv.reader(f) if row] or [[]]
+        reader = csv.reader(f)
+        try: (_, header), *rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row] or [(1, [])]
         except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 ({e}); save it as UTF-8') from None
     if not rows: raise ValueError(f'{path} has no rows below its header')
     if twice := [c for i, c in enumerate(header) if c and c in header[:i]]: raise ValueError(f'{path} has two columns {twice[0]!r}')
-    return [dict(zip_longest(header, row[:len(header)], fillvalue='')) for row in rows]
+    return [n for n, _ in rows], [dict(zip_longest(header, row[:len(header)], fillvalue='')) for _, row in rows]
 
-def _check_columns(path, rows, column, factors):
+def _check_columns(path, lines, rows, column, factors):
     there = list(rows[0])
     if missing := [c for c in (column, *factors) if c not in there]:
         raise ValueError(f'{path} has no column {", ".join(map(repr, missing))}; its columns are {", ".join(there)}')
     if not factors: raise ValueError(f'{path} has no factors beside the column {column!r}')
-    for i, row in enumerate(rows, 2):
+    for i, row in zip(lines, rows):
         if empty := [c for c in (column, *factors) if not row[c]]: raise ValueError(f'{path}, line {i}: {empty[0]} is empty')
         if row.get('split', 'train') not in SPLITS: raise ValueError(f'{path}, line {i}: split is {row["split"]!r}, expected {", ".join(SPLITS)}')
 
@@ -103,15 +104,15 @@ def _read_images(files, size):
 def read_table(
     path: str | Path, # CSV file with a header
     split: str | None = 'train', # `train`, `valid`, `test`, or None for all
-    factors: list | None = None, # names of columns; default: all but the files' and `split`
+    factors: str | list | None = None, # name or names of columns; default: all but the files' and `split`
     folder: str | Path | None = None, # of the images; default: the CSV file's
     column: str = 'file', # that names the image files
     size: int = 64 # side of the images, pixels
 ) -> Table:
     "The images that a CSV file lists, and their factors"
-    rows = _read_rows(path)
+    lines, rows = _read_rows(path)
     factors = [c for c in rows[0] if c and c not in (column, 'split')] if factors is None else [factors] if isinstance(factors, str) else list(factors)
-    _check_columns(path, rows, column, factors)
+    _check_columns(path, lines, rows, column, factors)
     values = {f: [row[f] for row in rows] for f in factors}
     classes = {f: _class_names(path, f, v) for f, v in values.items()}
     keep = _split_rows(path, rows, split)

@@ -12,7 +12,7 @@ __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'Sto
            'give_back_memory', 'resident_memory', 'TrimMemory']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
-import copy, csv, ctypes, gc, io, os, random, signal, sys, threading, time, warnings
+import copy, csv, ctypes, gc, io, json, os, random, signal, sys, threading, time, warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -171,7 +171,7 @@ class ProbeEvery(Callback):
 
     def before_validate(self):
         last = self.epoch == self.n_epoch - 1
-        self.learn.probed = self.probe(self.model) if last or self.dls.train.epoch % self.every == 0 else {}
+        self.learn.probed = {k: float(v) for k, v in self.probe(self.model).items()} if last or self.dls.train.epoch % self.every == 0 else {}
 
 def probe_metrics(
     learn_probed, # function without arguments that gives the last probed dict
@@ -443,7 +443,7 @@ def disentangle_learner(
     probe_every: int = 1, # epochs from probe to probe
     probe_names: list | tuple = (), # of probed numbers that stand in fastai's table
     cbs: list | tuple = (), # more callbacks
-    config: dict | None = None # options of the run, saved in its checkpoints; a checkpoint of others is refused
+    config: dict | None = None # options of the run, of JSON's types, saved in its checkpoints; a checkpoint of others is refused
 ) -> PairLearner: # train it with `train`, or with fastai's own `fit` methods
     "A fastai `Learner` for pairs"
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99), fused=True, foreach=False))
@@ -451,7 +451,7 @@ def disentangle_learner(
     cbs = [history, StopOnNaN(), *([ProbeEvery(probe, probe_every)] if probe else []), *([Checkpoint(folder)] if folder else []), *cbs]
     learn = PairLearner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs)
     learn.metrics = probe_metrics(lambda: getattr(learn, 'probed', {}), probe_names)
-    learn.history, learn.checkpoints, learn.config = history, [], config or {}
+    learn.history, learn.checkpoints, learn.config = history, [], json.loads(json.dumps(config or {}))
     return learn
 
 def train(

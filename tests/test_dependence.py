@@ -191,3 +191,19 @@ def test_float64_is_not_rounded():
     x, y = ref.random_pair(0)
     for kernel in KERNELS: assert cka(x + 1e7, y, kernel) == pytest.approx(cka(x, y, kernel), abs=1e-6)
     assert seed_agreement(np.c_[x, x] + 1e7, np.c_[x, x], n_boot=0)["agreement"] == pytest.approx(1)
+
+
+def test_a_wide_gaussian_kernel_becomes_the_linear_one():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(120, 4)), rng.normal(size=(120, 2))
+    assert cka(x, y, "rbf", bandwidth=1e3) == pytest.approx(cka(x, y, "linear"), abs=1e-4)
+
+
+def test_intervals_have_the_level_that_was_asked_for():
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    wide, narrow = (slice_dependence(x, 2, n_perm=0, level=level)["r_0~r_1"]["dcor"] for level in (.95, .5))
+    assert (narrow["high"] - narrow["low"]) < .5 * (wide["high"] - wide["low"])
+
+
+def test_one_slice_has_no_others():
+    assert np.isnan(seed_agreement(*torch.randn(2, 40, 3), 1)["others"])

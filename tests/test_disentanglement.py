@@ -93,6 +93,16 @@ def test_nearest_neighbour_information_is_ross_2014():
         assert got == pytest.approx(mutual_info_classif(x.astype(float), y[:, 0], n_neighbors=10, random_state=0), abs=0.03)
 
 
+@pytest.mark.parametrize("code", [lambda y, e: y * 1., lambda y, e: np.maximum(2 * y + e - 6, 0), lambda y, e: np.tanh(5 * (y - 2.)), lambda y, e: y * 1.37 + 1e-6 * e,
+                                  lambda y, e: (100 + y + .05 * e).astype(np.float16), lambda y, e: torch.tensor(y + e).bfloat16()])
+def test_nearest_neighbour_information_of_codes_with_ties_is_scikit_learns(code):
+    rng = np.random.default_rng(0)
+    y = rng.integers(5, size=2000)
+    x = code(y, rng.normal(size=2000))
+    known = mutual_info_classif(np.array(x.tolist())[:, None], y, n_neighbors=10, random_state=0)
+    assert mi_matrix(x[:, None], as_factors(y, y), estimator="knn")[:, 0] == pytest.approx(known, abs=0.02)
+
+
 def test_nearest_neighbour_information_of_a_continuous_factor_is_kraskov_2004():
     for seed in SEEDS:
         x, _ = ref.random_data(seed, n=60, D=2)
@@ -337,3 +347,22 @@ def test_strings_booleans_and_numbered_classes_are_discrete():
 def test_active_codes_by_range():
     x = np.random.default_rng(0).uniform(size=(100, 4)) * [1, 0.2, 0.01, 0]
     assert active_codes(x).tolist() == [True, True, False, False]
+
+
+def test_a_date_that_is_missing_is_an_error():
+    days = np.array(["2026-01-01", "NaT", "2026-01-02"], "datetime64[D]")
+    with pytest.raises(ValueError, match="missing or infinite values in 1 rows of the train factor"): as_factors(days, days)
+
+
+def test_factors_may_be_bfloat16():
+    assert as_factors(torch.arange(4).bfloat16(), torch.arange(4).bfloat16(), discrete=True)[0].n_classes == 4
+
+
+def test_explicitness_stays_in_its_range():
+    for losses in ([3., 3., 0.], [4., 4., 4.]): assert -1 <= explicitness_area(losses, [0, 2, 3], 1.) <= 1
+
+
+def test_an_empty_bin_names_the_class_of_the_nearest_other():
+    x = np.r_[np.zeros(20), np.full(20, 1.)][:, None]
+    f, = as_factors(np.arange(40) // 20, np.array([0, 1]))
+    assert sap_matrix(x, np.array([[0.3], [0.7]]), [f]).tolist() == [[1.]]

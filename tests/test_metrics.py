@@ -315,6 +315,16 @@ def test_benchmark_prints_seconds():
     assert card.meta["seconds"] > 0 and card.meta["n_train"] + card.meta["n_test"] == 600
 
 
-def test_import_weight():
-    code = "import sys, disentangle_nb.metrics; print([m for m in ('fastai','fastcore','torchvision','matplotlib','pandas','nbdev') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+def test_a_seed_or_a_method_without_a_metric_keeps_the_others():
+    one = lambda **v: MetricsCard({k: {"block": {"value": x}} for k, x in v.items()}, {}, {}, {}, {})
+    rows = compare({"a": [one(gap=1.), one(gap=None)], "b": [one(gap=3., extra=1.), one(gap=4., extra=2.)]}).rows
+    assert rows["gap/block"]["a"]["mean"] == 1 and rows["gap/block"]["b"]["diff"] == 2
+    assert rows["extra/block"]["a"]["mean"] is None and rows["extra/block"]["b"]["mean"] == 1.5
+
+
+def test_a_factor_with_one_class_on_test_leaves_the_others_their_mig():
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=(200, 2))
+    x = np.eye(3)[y].reshape(200, 6) + .1 * rng.normal(size=(200, 6))
+    card = metrics_card(x, y, test=(x[:60], y[:60] * [1, 0]), n_boot=0, n_refit=0, n_perm=0, mlp=False)
+    assert 0 < card.values["mig"]["dimension"]["value"] <= 1

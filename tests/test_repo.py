@@ -90,7 +90,7 @@ def test_version_is_that_of_settings():
     assert disentangle_nb.__version__ == get_config(path=root).version
 
 
-heavy = {'fastai', 'fastcore', 'torchvision', 'matplotlib', 'sklearn', 'skimage', 'scipy', 'pandas', 'PIL', 'IPython'}
+heavy = {'fastai', 'fastcore', 'torchvision', 'matplotlib', 'sklearn', 'skimage', 'scipy', 'pandas', 'PIL', 'IPython', 'nbdev'}
 
 
 @pytest.mark.parametrize('module, unwanted', [
