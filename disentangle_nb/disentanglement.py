@@ -236,12 +236,12 @@ class Regressor:
 
 # %% ../nbs/11_disentanglement.ipynb #22d5a52b
 def _regression_rows(x, y):
-    "Checked embeddings, values in units of their deviation, mean and deviation, and the mask of the rows that are held out: every fifth"
+    "Checked embeddings, values in units of their deviation, mean and deviation, and the fifth that each row belongs to, in turn"
     x, y = check_embeddings(x), torch.as_tensor(y).double()
     if y.shape != (len(x),): raise ValueError(f"values must have shape ({len(x)},), got {tuple(y.shape)}")
     mean, std = y.mean().item(), y.std(unbiased=False).item()
     if not 0 < std < float("inf"): raise ValueError("the values must be finite and differ: a constant factor cannot be read, drop it")
-    return x, (y - mean) / std, (mean, std), torch.arange(len(x)).flip(0) % 5 == 0
+    return x, (y - mean) / std, (mean, std), torch.arange(len(x)).flip(0) % 5
 
 def _ridge(z, t, l2):
     "Weights `(1, D)` that minimise `mean (z w - t)^2 + l2 |w|^2`"
@@ -253,11 +253,13 @@ def ridge_probe(
     y, # training values `(n,)`
     l2=(1e3, 1e2, 10., 1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5), # strengths to choose from
 ) -> Regressor: # on all training rows at the chosen strength
-    "Linear regression, its regularisation chosen on every fifth row"
-    x, t, units, held = _regression_rows(x, y)
+    "Linear regression, its regularisation chosen by cross-validation over fifths of the rows"
+    x, t, units, fifth = _regression_rows(x, y)
     mean, std = _standardiser(x)
     z, t = standardised(x, mean, std), t.to(mean)
-    trial = {lam: (z[held] @ _ridge(z[~held], t[~held], lam)[0] - t[held]).square().mean().item() for lam in l2}
+    folds = [fifth == k for k in fifth.unique()]
+    error = lambda lam: sum((z[k] @ _ridge(z[~k], t[~k], lam)[0] - t[k]).square().sum() for k in folds).item() / len(t)
+    trial = {lam: error(lam) for lam in l2}
     lam = min(trial, key=trial.__getitem__)
     return Regressor(None, mean, std, *units, max(trial[lam], 1e-12), _ridge(z, t, lam), lam)
 
@@ -270,7 +272,8 @@ def mlp_regressor(
     seed: int = 0, # of weights and batches
 ) -> Regressor: # at its best epoch on the rows held out
     "One-hidden-layer regression, its epoch chosen on every fifth row"
-    x, t, units, held = _regression_rows(x, y)
+    x, t, units, fifth = _regression_rows(x, y)
+    held = fifth == 0
     mean, std = [t.float() for t in _standardiser(x[~held])]
     z, t = standardised(x, mean, std), t.to(mean)[:, None]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():

@@ -127,7 +127,9 @@ class Share:
         return [[start + (stop - start) * r // self.world for r in (part, part + 1)] for start, stop, part in halves]
 
 _shares = [Share()]
-def current_share(): return _shares[-1]
+def current_share():
+    "What this process computes now"
+    return _shares[-1]
 
 @contextmanager
 def sharing(

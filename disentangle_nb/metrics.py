@@ -258,7 +258,7 @@ class MetricsCard:
         "Probes, metrics and dependence as text"
         factors = list(self.meta["factors"])
         acc, nats = self.matrices["accuracy_linear"], [self.matrices[f"information_{k}"] for k in ("linear", "mlp") if f"information_{k}" in self.matrices]
-        unit = "nats, MLP" if len(nats) > 1 else "nats"
+        unit = "nats: line, MLP" if len(nats) > 1 else "nats"
         probes = [["input", *(f"{f} %" if n else f"{f} 100 R²" for f, n in self.meta["factors"].items()), *(f"{f} {unit}" for f in factors)]]
         probes += [[p, *(f"{acc[p][f]:.1f}" for f in factors), *(", ".join(f"{t[p][f]:.2f}" for t in nats) for f in factors)] for p in acc]
         cols = "whole", "block", "dimension"

@@ -165,10 +165,14 @@ def wire_field(number, value):
     return varint(number << 3 | 2) + varint(len(value)) + value
 
 # %% ../nbs/08_released.ipynb #78172bee
-def read_floats(value): return [x for x, in struct.iter_unpack('<f', value)]
+def read_floats(value):
+    "The packed floats of one field"
+    return [x for x, in struct.iter_unpack('<f', value)]
 
 # %% ../nbs/08_released.ipynb #5cfecc3c
-def signed(n): return n - 2**64 if n >= 2**63 else n
+def signed(n):
+    "A varint as a signed number of 64 bits"
+    return n - 2**64 if n >= 2**63 else n
 
 # %% ../nbs/08_released.ipynb #23823eea
 def read_ints(value):

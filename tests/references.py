@@ -46,8 +46,8 @@ def dci(R):
 
 
 def explicitness_area(losses, capacities, baseline):
-    "Eastwood et al. 2023: area between the best loss so far and the best of all, over the triangle under the baseline"
-    best = np.array([losses[:t + 1].min() for t in range(len(losses))])
+    "Eastwood et al. 2023: area between the best loss so far, the baseline at most, and the best of all, over the triangle under the baseline"
+    best = np.array([min(baseline, *losses[:t + 1]) for t in range(len(losses))])
     return 1 - np.trapezoid(best - best.min(), capacities) / (0.5 * (capacities[-1] - capacities[0]) * baseline)
 
 
@@ -132,8 +132,8 @@ def sap(x, y, xt, yt, n_bins=20):
     for b in range(n_bins):
         inside = np.array([where(v) == b for v in x])
         share = [(inside & (y == c)).sum() / (y == c).sum() for c in range(y.max() + 1)]
-        named[b] = share.index(max(share))
-    return balanced_accuracy_score(yt, [named[where(v)] for v in xt])
+        if inside.any(): named[b] = share.index(max(share))
+    return balanced_accuracy_score(yt, [named[min(named, key=lambda b: abs(b - where(v)))] for v in xt])
 
 
 def kernel_matrix(x, kernel):
