@@ -15,7 +15,7 @@ import numpy as np
 
 from .overlay import parse_kinds
 from .probing import ideal_scorecard, markdown_table
-from .study import baseline, best_lam, card_of, cost, distance, option
+from .study import baseline_record, best_lam, card_of, cost, distance, option
 
 # %% ../nbs/20_findings.ipynb #5dd86149
 def of_kind(
@@ -238,7 +238,7 @@ def plot_tradeoff(
     "Leakage against cost over the weights of each method"
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(8, 4.5), layout='constrained')[1]
-    plain = baseline(records, next(r['options'] for r in records if r['seed'] == seed))
+    plain = baseline_record(records, next(r['options'] for r in records if r['seed'] == seed))
     if not plain: raise ValueError('no run without a regulariser of this length is on record')
     start = plain['scorecard']['R1']
     for i, name in enumerate(method_names(records)):

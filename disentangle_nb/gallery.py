@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from .model import embed
 from .overlay import FACTORS, load_source, make_grid, show_images, to_float, write_atomic
 from .probing import as_slices, markdown_table, scorecard
-from .results import Run, _save, neighbour_agreement, plot_maps, plot_neighbours
+from .results import Run, _save, neighbour_agreement, plot_maps, plot_neighbours, tsne
 from .run import fail_plainly
 from .sharing import load_model
 
@@ -233,9 +233,8 @@ def view_data(
     seed: int = 0 # of t-SNE
 ) -> dict: # numbers and strings
     "Unit vectors in 8 bits, and a map with coordinates in 0..1000"
-    from sklearn.manifold import TSNE
     unit = normalize(torch.as_tensor(z), dim=1).numpy()
-    xy = TSNE(metric='cosine', init='random', random_state=seed, perplexity=min(30, len(z) / 4)).fit_transform(unit)
+    xy = tsne(unit, seed)
     xy = 1000 * (xy - xy.min(0)) / np.ptp(xy, axis=0)
     codes = np.rint(127 * unit).astype(np.int8)
     return dict(name=name, width=codes.shape[1], vectors=base64.b64encode(codes.tobytes()).decode(), xy=xy.round().astype(int).tolist())
@@ -446,6 +445,7 @@ def write_gallery(
 ) -> str: # Markdown
     "Every picture and number of this page for one run"
     import matplotlib.pyplot as plt
+    if n < 5: raise ValueError(f'maps need 5 images at least, got n={n}')
     folder, model = Path(folder), load_model(run.folder)
     numbers = {'retrieval': {w: retrieval_accuracy(run, whole=w == 'whole') for w in ('slices', 'whole')},
                'neighbours': neighbour_agreement(run), 'looks at the digit': attention_shares(run, model)}

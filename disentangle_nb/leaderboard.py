@@ -14,7 +14,7 @@ import numpy as np
 
 from .findings import BESIDE, mean_and_spread
 from .probing import Scorecard, ideal_scorecard, markdown_table
-from .study import card_of
+from .study import card_of, normal
 
 # %% ../nbs/21_beyond.ipynb #095501be
 def total_gap(
@@ -36,19 +36,24 @@ def group_runs(
     "Records that differ in nothing but the seed, under a name with what tells the groups apart"
     groups = {}
     for r in records:
-        key = frozenset((k, v) for k, v in r['options'].items() if k not in BESIDE)
+        key = frozenset((k, v) for k, v in normal(r['options']).items() if k not in BESIDE)
         groups.setdefault(key, []).append(r)
     named = {_title(rows[0]): sorted(rows, key=lambda r: r['seed']) for rows in groups.values()}
     if len(named) < len(groups): raise ValueError(f'records differ in an option that no title names: {[_title(rows[0]) for rows in groups.values()]}')
     return named
 
-def _title(r):
+def _parts(r):
+    "What a title says beside the method"
     c = {'start': 0, 'heads': False, 'agree': None, 'gain': None, 'hold': False, 'balance': 0, 'data': 'mnist_stl10'} | r['config'] | {'digits': r['options'].get('digits') or ''}
     widths = ' + '.join(map(str, c['slices'])) if isinstance(c['slices'], list) else f'{c["dim"]} wide in {c["slices"]}'
     parts = [(f'λ={r["lam"]:g}', r['reg'] != 'none'), (f'warm-up {c["warmup"]}', c['warmup']), (f'from step {c["start"]}' + f' or agreement {c["agree"]}' * (c['agree'] is not None), c['start']),
              (f'in full at {c["gain"]} nats', c['gain']), ('first slice held', c['hold']), (f'balance {c["balance"]:g}', c['balance']), ('own projections', c['heads']),
              (Path(c['digits']).name, c['digits']), (c['data'], c['data'] != 'mnist_stl10'), (', '.join(r['kinds']), True), (widths, True), (f'{c["steps"]} × {c["bs"]}', True)]
-    return f'{r["method"]} ({"; ".join(text for text, said in parts if said)})'
+    return [text for text, said in parts if said]
+
+def _title(r, leave_out=()):
+    parts = [p for p in _parts(r) if p not in leave_out]
+    return r['method'] + f' ({"; ".join(parts)})' * bool(parts)
 
 # %% ../nbs/21_beyond.ipynb #dfa09454
 def leaderboard_rows(
@@ -63,7 +68,7 @@ def leaderboard_rows(
         chosen = min(range(len(runs)), key=lambda i: runs[i]['between_slices'].get('cka', 0))
         values = {'gap': gaps, 'R1': [c.R1 for c in cards], 'R1 MLP': [c.R1 for c in mlp], 'R2': [c.R2 for c in cards], 'R3': [c.R3 for c in cards if c.R3 is not None],
                   'seconds': [r['seconds'] for r in runs]}
-        rows.append({'method': name, 'told': supervision(runs[0]), 'seeds': len(runs), 'worst': min(gaps), 'chosen': gaps[chosen],
+        rows.append({'method': name, 'runs': runs, 'told': supervision(runs[0]), 'seeds': len(runs), 'worst': min(gaps), 'chosen': gaps[chosen],
                      'reached': sum(g >= 110 for g in gaps), **values})
     return sorted(rows, key=lambda r: -np.mean(r['gap']))
 
@@ -72,12 +77,15 @@ def leaderboard(
     told: str | None = None # only this supervision
 ) -> str: # Markdown
     "The rows as a table"
-    head = ['method', 'told', 'total gap', 'worst', 'chosen', 'gap ≥ 110', 'R1', 'R1 MLP', 'R2', 'R3', 'seconds']
-    ideal = ideal_scorecard()
-    rows = [['*ideal*', '', f'{total_gap(ideal):.1f}', '', '', '', f'{ideal.R1:.1f}', '', f'{ideal.R2:.1f}', '0.0', '']]
-    rows += [[r['method'], r['told'], mean_and_spread(r['gap']), f'{r["worst"]:.1f}', f'{r["chosen"]:.1f}', f'{r["reached"]} of {r["seeds"]}',
-              *(mean_and_spread(r[k]) for k in ('R1', 'R1 MLP', 'R2', 'R3')), mean_and_spread(r['seconds'], 0)] for r in leaderboard_rows(records, told)]
-    return markdown_table([head, *rows], (0, 1))
+    head = ['method', 'total gap', 'worst', 'chosen', 'gap ≥ 110', 'R1', 'R1 MLP', 'R2', 'R3', 'seconds']
+    ideal, found = ideal_scorecard(), leaderboard_rows(records, told)
+    says = [[r['told'], *_parts(r['runs'][0])] for r in found]
+    shared = [p for p in says[0] if all(p in s for s in says)] if len(found) > 1 else []
+    title = lambda r: _title(r['runs'][0], shared) + f', {r["told"]}' * (r['told'] not in shared)
+    rows = [['*ideal*', f'{total_gap(ideal):.1f}', '', '', '', f'{ideal.R1:.1f}', '', f'{ideal.R2:.1f}', '0.0', '']]
+    rows += [[title(r), mean_and_spread(r['gap']), f'{r["worst"]:.1f}', f'{r["chosen"]:.1f}', f'{r["reached"]} of {r["seeds"]}',
+              *(mean_and_spread(r[k]) for k in ('R1', 'R1 MLP', 'R2', 'R3')), mean_and_spread(r['seconds'], 0)] for r in found]
+    return markdown_table([head, *rows]) + f'\n\nAll rows: {"; ".join(shared)}.' * bool(shared)
 
 # %% ../nbs/21_beyond.ipynb #c85b75a4
 def by_slice(

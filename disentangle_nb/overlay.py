@@ -352,7 +352,7 @@ def _read_stl10(path):
 
 # %% ../nbs/00_overlay.ipynb #a30ffd41
 def _fingerprint(*folders):
-    files = sorted(f for d in folders for f in Path(d).rglob('*') if f.is_file())
+    files = sorted(Path(root)/name for d in folders for root, _, names in os.walk(d, followlinks=True) for name in names)
     listing = '\n'.join(f'{f} {f.stat().st_size} {f.stat().st_mtime_ns}' for f in files)
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
@@ -390,37 +390,47 @@ def _take(parts, split, scheme, valid):
     return images[span], labels[span]
 
 # %% ../nbs/00_overlay.ipynb #331e15b5
+def _class_folders(path):
+    if not path.is_dir(): raise FileNotFoundError(f'{path} is not a folder; expected one sub-folder of images for each class')
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
+    if not folders: raise FileNotFoundError(f'{path} has no sub-folders; expected one of images for each class')
+    return folders
+
 def _read_folder(path, mode, size):
     from torchvision.datasets import ImageFolder
-    if not Path(path).is_dir(): raise FileNotFoundError(f'{path} is not a folder; expected one sub-folder of images for each class')
-    if not any(p.is_dir() for p in Path(path).iterdir()): raise FileNotFoundError(f'{path} has no sub-folders; expected one of images for each class')
-    data = ImageFolder(str(path))
+    class Folder(ImageFolder):
+        def find_classes(self, directory):
+            names = [p.name for p in _class_folders(Path(directory))]
+            return names, {n: i for i, n in enumerate(names)}
+    data = Folder(str(path))
+    there = {str(f) for d in _class_folders(path) for f in d.rglob('*') if f.is_file() and not f.name.startswith('.')}
+    if others := sorted(there - {f for f, _ in data.imgs}): warnings.warn(f'{len(others)} files in {path} have no name of an image and are left out, the first is {others[0]}')
     images = torch.from_numpy(np.stack([read_image(file, mode, size) for file, _ in _progress(data.imgs)]))
     low, high = images.flatten(1).aminmax(dim=1)
     if (blank := (low == high).nonzero()[:, 0].tolist()) and mode == 'L':
         raise ValueError(f'{len(blank)} of {len(images)} digits in {path} are of one grey, the first is {data.imgs[blank[0]][0]}; digits must be white on black')
     return dict(images=images, labels=torch.tensor(data.targets), names=data.classes)
 
-def _split_by_class(labels, split):
+def _split_by_class(labels, names, split):
     g, keep = torch.Generator().manual_seed(0), []
     for c in labels.unique():
         i = (labels == c).nonzero()[:, 0]
         i = i[torch.randperm(len(i), generator=g)]
         a, b = int(.8 * len(i)), int(.9 * len(i))
         keep.append(dict(train=i[:a], valid=i[a:b], test=i[b:])[split])
-        if not len(keep[-1]): raise ValueError(f'class {c} has {len(i)} images, too few for a {split} part; 20 or more are needed')
+        if not len(keep[-1]): raise ValueError(f'class {names[c]!r} has {len(i)} images, too few for a {split} part; 20 or more are needed')
     return torch.cat(keep)
 
 def _own(part, path, split):
     folder = Path(path).expanduser().resolve()
+    _class_folders(folder)
     raw = cached(f'own_{part}s', [folder], lambda: _read_folder(folder, *dict(digit=('L', 28), photo=('RGB', 96))[part]))
-    keep = _split_by_class(raw['labels'], split)
+    keep = _split_by_class(raw['labels'], raw['names'], split)
     return {f'{part}s': raw['images'][keep], f'{part}_labels': raw['labels'][keep], f'{part}_names': raw['names']}
 
 # %% ../nbs/00_overlay.ipynb #9dfdbc6a
 def _named(name, split, path, scheme, valid):
     if name == 'embedded': return _embedded(split)
-    if name != 'mnist_stl10': raise ValueError(f"unknown source {name!r}: expected 'embedded', 'mnist_stl10', or a folder with digits/ and backgrounds/")
     raw = dict(_mnist_stl10(path))
     for k in ('digit', 'photo'): raw[f'{k}s'], raw[f'{k}_labels'] = _take(raw[f'{k}s'], split, scheme, valid)
     return raw
@@ -442,7 +452,8 @@ def load_source(
     for value, allowed in ((split, _SPLITS), (scheme, ('authors', 'official'))):
         if value not in allowed: raise ValueError(f'expected one of {allowed}, got {value!r}')
     if not 0 < valid < 1: raise ValueError(f'valid must lie between 0 and 1, got {valid}')
-    own, of_folder = digits or backgrounds, name not in ('embedded', 'mnist_stl10') and Path(name).expanduser().is_dir()
+    own, of_folder = digits or backgrounds, name not in ('embedded', 'mnist_stl10')
+    if of_folder and not Path(name).expanduser().is_dir(): raise ValueError(f"unknown source {name!r}: expected 'embedded', 'mnist_stl10', or a folder with digits/ and backgrounds/")
     if of_folder: digits, backgrounds = digits or Path(name).expanduser()/'digits', backgrounds or Path(name).expanduser()/'backgrounds'
     raw = {} if digits and backgrounds else _named(name, split, path, scheme, valid)
     for part, folder in (('digit', digits), ('photo', backgrounds)):

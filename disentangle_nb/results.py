@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'ALIKE', 'embed_parts', 'source_of', 'shared_factors', 'judge', 'validation_probe', 'write_run', 'write_json',
-           'read_whole', 'method', 'run_title', 'Run', 'with_baseline', 'results_table', 'floors', 'plot_losses',
-           'nearest', 'neighbour_agreement', 'plot_neighbours', 'plot_maps', 'plot_run', 'write_report']
+           'read_whole', 'method', 'run_title', 'Run', 'baseline', 'with_baseline', 'results_table', 'floors',
+           'plot_losses', 'nearest', 'neighbour_agreement', 'plot_neighbours', 'tsne', 'plot_maps', 'plot_run',
+           'write_report']
 
 # %% ../nbs/07_results.ipynb #cbc62855
 import csv, io, json
@@ -172,19 +173,29 @@ class Run:
                part: str = 'test' # `train`, `valid` or `test`
               ): # `(n, 3, size, size)` uint8
         "The images that the embeddings of a part belong to, composed again"
-        return sample(self.source(part), *PARTS[part])[0]
+        images, factors = sample(self.source(part), *PARTS[part])
+        if not np.array_equal(factors, self.parts[part][1]): raise ValueError(f'the images of {self.folder} have changed since it was made: its embeddings belong to others')
+        return images
 
 # %% ../nbs/07_results.ipynb #8825d0ad
-ALIKE = 'data', 'digits', 'backgrounds', 'steps', 'bs' # what a run and its baseline have in common
+ALIKE = 'data', 'scheme', 'digits', 'backgrounds', 'released', 'same', 'size', 'steps', 'bs' # what a run and its baseline have in common
+
+def baseline(
+    options: dict, # of a run, with all defaults
+    others: list # of pairs: such options, and anything that stands for the run
+): # what stands for the run without a regulariser, None if there is none
+    "The nearest run without a regulariser: of the same factors, on the same images and as long, of the same seed, if there is one, and with most options in common"
+    alike = lambda o: [shared_factors(o['kinds']), *(o.get(k) for k in ALIKE)]
+    nearness = lambda o: (o.get('seed') == options.get('seed'), sum(o.get(k) == v for k, v in options.items()))
+    found = [(nearness(o), run) for o, run in others if method(o) == 'none' and alike(o) == alike(options)]
+    return max(found, key=lambda f: f[0], default=(None, None))[1]
 
 def with_baseline(
     runs: list # of `Run`, or anything with `config`, `card` and `title`
 ) -> list: # a scorecard for each
-    "Scorecards, with R3 against the first run without a regulariser of the same data, length and factors, if there is one"
-    bases = [r for r in runs if r.config['reg'] == 'none' and r.config['base'] == 'sub']
-    like = lambda a, b: all(a.config.get(k) == b.config.get(k) for k in ALIKE) and set(a.card.match) == set(b.card.match)
-    found = [next((b.card for b in bases if like(b, r)), None) for r in runs]
-    return [r.card if base is None else r.card.with_baseline(base) for r, base in zip(runs, found)]
+    "Scorecards, with R3 against the nearest run without a regulariser among them, if there is one"
+    cards = [(r.config, r.card) for r in runs]
+    return [card.with_baseline(base) if (base := baseline(config, cards)) else card for config, card in cards]
 
 def _row(title, card, names, inputs, seconds=None):
     number = lambda v: '' if v is None else f'{v:.1f}'
@@ -268,6 +279,15 @@ def plot_neighbours(
     show_images(run.images()[torch.as_tensor(np.concatenate(pick))], titles, cols=k + 1, size=1.2)
 
 # %% ../nbs/07_results.ipynb #13b81449
+def tsne(
+    z, # `(n, d)` embeddings or a slice of them
+    seed: int = 0
+) -> np.ndarray: # `(n, 2)`
+    "A map by t-SNE with cosine distances"
+    from sklearn.manifold import TSNE
+    if len(z) < 5: raise ValueError(f'a map needs 5 images at least, got {len(z)}')
+    return TSNE(metric='cosine', init='random', random_state=seed, perplexity=min(30, len(z) / 4)).fit_transform(z)
+
 def plot_maps(
     run: Run, # finished
     n: int = 1000, # test images
@@ -275,12 +295,11 @@ def plot_maps(
 ):
     "A map of each slice, a column a slice, a row a judged factor"
     import matplotlib.pyplot as plt
-    from sklearn.manifold import TSNE
     z, factors = (a[:n] for a in run.parts['test'])
     names = list(run.card.match)
     fig, axes = plt.subplots(len(names), len(run.slices), figsize=(3.2 * len(run.slices), 3 * len(names)), squeeze=False, layout='constrained')
     for k, s in enumerate(run.slices):
-        x, y = TSNE(metric='cosine', init='random', random_state=seed).fit_transform(z[:, s]).T
+        x, y = tsne(z[:, s], seed).T
         for ax, f in zip(axes[:, k], names):
             ax.scatter(x, y, c=factors[:, FACTORS.index(f)], cmap='tab10', s=4)
             ax.set(title=f'r_{k} by {f}', xticks=[], yticks=[])

@@ -8,7 +8,7 @@ __all__ = ['LEAST', 'SPANS', 'chip', 'hardware', 'versions', 'use_bf16', 'load_s
            'fail_plainly', 'ranks', 'run_options', 'disentangle_run', 'arguments', 'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #ab6fd3a6
-import io, json, os, platform, sys, time
+import io, json, os, platform, re, sys, time
 from contextlib import nullcontext
 from importlib.metadata import version
 from math import inf
@@ -19,9 +19,9 @@ import torch.distributed as dist
 from fastcore.script import Param, call_parse
 
 from .losses import BASES, REGULARIZERS, DisentangleLoss, make_reg, routes_of
-from .model import SlicedModel
+from .model import SlicedModel, slice_widths
 from .overlay import Augment, PairStream, only_writer, parse_kinds, stream_dls
-from .probing import as_slices, parse_slices
+from .probing import parse_slices
 from .released import released_stream
 from .results import PARTS, Run, _save, embed_parts, judge, plot_run, shared_factors, source_of, validation_probe, write_json, write_report, write_run
 from .training import FindCategories, FindKinds, GradCache, Interrupted, TrimMemory, check_options, disentangle_learner, distribute, first_then_others, from_first, keep_freed_memory, last_state, process_group, restore, this_rank, train
@@ -105,10 +105,13 @@ def make_learner(
     reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
     shared, extra = shared_factors(c['kinds']), {}
     if not shared: raise ValueError('pairs of the kind none share no factor: nothing can be learned from them alone')
-    if c['base'] == 'inferred' and 'none' in c['kinds']: raise ValueError('kinds that are found must each fix a factor: leave out the kind none')
+    widths = slice_widths(c['slices'], c['dim'])
+    if len(widths) == 1 and (c['reg'] != 'none' or c.get('hold')): raise ValueError('a regulariser keeps slices apart, and there is one only: give --slices 2, or --reg none')
+    if c['base'] == 'category' and (len(widths) == 1 or widths[0] == 1): raise ValueError(f'the base category needs a slice as wide as there are categories, two at least, and a second slice; got widths {widths}')
     if c['base'] in ('routed', 'inferred'):
+        if 'none' in c['kinds']: raise ValueError(f'the base {c["base"]} contrasts pairs by the factors that they fix, and the kind none fixes none: leave it out')
         extra = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
-        if (n := len(as_slices(c['slices'], c['dim']))) != len(shared):
+        if (n := len(widths)) != len(shared):
             raise ValueError(f"the base {c['base']} needs a slice for each factor that is fixed: {len(shared)} ({', '.join(shared)}), got {n}; give --slices {len(shared)}")
     if c['base'] == 'category': extra = {'balance': c.get('balance', 0.)}
     elif c.get('balance'): raise ValueError(f"--balance is for the base category, whose categories it keeps in use; got the base {c['base']}")
@@ -193,7 +196,7 @@ def run(
 # %% ../nbs/09_run.ipynb #c80d33cc
 LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, start=0, threads=0, seed=0) # smallest values
 
-SPANS = dict(lam=(0, inf), balance=(0, inf), wd=(0, inf), shift=(0, inf), contrast=(0, 1), agree=(0, 1)) # smallest and largest values; finite
+SPANS = dict(lam=(0, 1e30), threads=(0, 1024), seed=(0, 2**63 - 1), balance=(0, inf), wd=(0, inf), shift=(0, inf), contrast=(0, 1), agree=(0, 1)) # smallest and largest values; finite
 
 def check_ranges(
     options: dict # of `disentangle_run`
@@ -216,7 +219,8 @@ def fail_plainly(
     if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors='replace') # a terminal without Greek still gets the rest
     try: return f()
     except (ValueError, OSError, FloatingPointError) as e:
-        print(f'error{rank and f" of rank {rank}" or ""}: {e}', file=sys.stderr)
+        said = re.sub(r'^Exception occured in `\w+` when calling event `\w+`:\s*', '', str(e)) # fastai's
+        print(f'error{rank and f" of rank {rank}" or ""}: {said}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as e:
         if not rank: print(e if isinstance(e, Interrupted) else 'interrupted', file=sys.stderr)
@@ -238,9 +242,12 @@ def run_options(
     check_ranges(options)
     for name, value, known in (('regulariser', options['reg'], REGULARIZERS), ('contrastive loss', options['base'], BASES)):
         if value not in known: raise ValueError(f'unknown {name} {value!r}: choose one of {", ".join(known)}')
+    if not str(out): raise ValueError('--out is empty: name a folder for the run')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
     keep_freed_memory()
     config = {k: str(v) if isinstance(v, Path) else v for k, v in options.items() if k not in ('threads', 'precision')}
+    folders = ['path', 'digits', 'backgrounds', 'released'] + ['data'] * (options['data'] not in ('embedded', 'mnist_stl10'))
+    config |= {k: str(Path(config[k]).expanduser().resolve()) for k in folders if config[k]} # found again from any folder
     config |= {'kinds': parse_kinds(options['kinds']), 'slices': parse_slices(options['slices']), 'bf16': use_bf16(options['precision'])}
     with ranks(): return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
 

@@ -46,7 +46,7 @@ tags: [disentanglement, contrastive-learning, representation-learning]
 
 # {title}
 
-An encoder of {size} x {size} RGB images whose embedding, {dim} wide, is read as {slices}. It was trained without labels of single images on pairs of the kind {kinds} of the data set `{data}`: the two images of a pair share the classes of these factors. That is weak supervision.
+An encoder of {size} x {size} RGB images whose embedding, {dim} wide, is read as {slices}. It was trained without labels of single images on pairs of the data set `{data}`, {kinds}: the two images of a pair share {shared}, and differ in the other factors. That is weak supervision.
 
 ## Load it
 
@@ -85,7 +85,8 @@ def model_card(
     "The `README.md` of a hub folder"
     c, card = without_folders(run.config), run.card
     fields = {k: c[k] for k in ('size', 'dim', 'data', 'seed', 'hardware', 'seconds')}
-    return _CARD.format(**fields, title=run.title, slices=_slices_in_words(c['slices']), kinds=', '.join(c['kinds']), probe=card.probe, n_test=card.n_test,
+    return _CARD.format(**fields, title=run.title, slices=_slices_in_words(c['slices']), kinds=f'of the kind {c["kinds"][0]}' if len(c['kinds']) == 1 else f'of the kinds {", ".join(c["kinds"])}',
+                        shared=f'the {"image" if c.get("same") == "instance" else "class"} of each factor that its kind names', probe=card.probe, n_test=card.n_test,
                         table=results_table([run]), command=command(run), versions=', '.join(f'{k} {v}' for k, v in c['versions'].items()),
                         safetensors='; `model.safetensors` holds the same' if find_spec('safetensors') else '')
 
@@ -139,7 +140,7 @@ def load_model(
     folder = Path(folder)
     if missing := [n for n in ('config.json', 'weights.pt') if not (folder/n).is_file()]:
         raise FileNotFoundError(f'{folder} holds no {missing[0]}; expected a folder that disentangle_run or disentangle_share wrote')
-    model = read_whole(folder/'config.json', lambda path: model_of(json.loads(path.read_text())))
+    model = model_of(read_whole(folder/'config.json', lambda path: json.loads(path.read_text())))
     model.load_state_dict(read_whole(folder/'weights.pt', _weights))
     return model.eval()
 

@@ -116,6 +116,10 @@ def read_table(
     values = {f: [row[f] for row in rows] for f in factors}
     classes = {f: _class_names(path, f, v) for f, v in values.items()}
     keep = _split_rows(path, rows, split)
+    if split and 'split' in rows[0]:
+        known = [row for row in rows if row['split'] == 'train']
+        for f in factors:
+            if known and (new := sorted(set(values[f]) - {row[f] for row in known})): raise ValueError(f'{path}: {f} {", ".join(map(repr, new))} occurs in no row of train')
     number = {f: {name: i for i, name in enumerate(names)} for f, names in classes.items()}
     labels = torch.tensor([[number[f][values[f][i]] for f in factors] for i in keep])
     home = Path(folder or Path(path).parent)

@@ -198,3 +198,26 @@ def test_a_cache_that_cannot_be_read_is_made_again(tmp_path, monkeypatch):
     file.unlink()
     file.mkdir()
     with pytest.warns(UserWarning, match='rebuilt'): assert cached('x', [], lambda: {'a': 2}) == {'a': 2}
+
+
+def test_linked_class_folders_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path/'cache'))
+    write_folder(tmp_path/'real', 'L', 28)
+    names = sorted(p.name for p in (tmp_path/'real').iterdir())
+    for folder, chosen in (('a', names[:2]), ('b', names[1:])):
+        (tmp_path/folder).mkdir()
+        for name in chosen: (tmp_path/folder/name).symlink_to(tmp_path/'real'/name)
+        assert load_source(digits=tmp_path/folder).classes['DC'] == chosen
+    with pytest.raises(FileNotFoundError, match='is not a folder'): load_source(digits=tmp_path/'nowhere')
+
+
+def test_what_is_no_class_and_no_image_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path/'cache'))
+    write_folder(tmp_path/'digits', 'L', 28)
+    (tmp_path/'digits'/'.hidden').mkdir()
+    first, *_ = names = sorted(p.name for p in (tmp_path/'digits').iterdir() if p.name != '.hidden')
+    (tmp_path/'digits'/first/'0.gif').write_bytes(b'GIF89a')
+    with pytest.warns(UserWarning, match='1 files in .* left out, the first is .*0.gif'): source = load_source(digits=tmp_path/'digits')
+    assert source.classes['DC'] == names
+    for file in list((tmp_path/'digits'/first).glob('*.png'))[4:]: file.unlink()
+    with pytest.raises(ValueError, match=f"class '{first}' has 4 images, too few for a valid part"), pytest.warns(UserWarning): load_source(split='valid', digits=tmp_path/'digits')

@@ -1,5 +1,6 @@
 "Runs: options that are refused at once, and folders that lose nothing"
 import inspect, shutil, signal
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt, pytest, torch
 from fastai.learner import load_learner
@@ -8,7 +9,7 @@ from disentangle_nb.losses import DisentangleLoss
 from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import DamagedFile, PairStream, RankStream, load_source, pair_dls
 from disentangle_nb.probing import card_from_accuracy
-from disentangle_nb.results import Run, floors, plot_losses, results_table
+from disentangle_nb.results import Run, floors, plot_losses, results_table, with_baseline
 from disentangle_nb.run import disentangle_run, run_options
 from disentangle_nb.sharing import load_model, save_hub
 from disentangle_nb.training import Interrupted, disentangle_learner, embed_pairs, train
@@ -29,10 +30,12 @@ def copied(finished, tmp_path): return shutil.copytree(finished, tmp_path/'copy'
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(start=6), 'start must be before the last of the 6 steps'), (dict(lam=float('nan')), 'lam must be 0 or more'), (dict(lam=-1), 'lam must be'),
+    (dict(start=6), 'start must be before the last of the 6 steps'), (dict(lam=float('nan')), 'lam must be between'), (dict(lam=-1), 'lam must be'),
     (dict(lr=0), 'lr must be positive'), (dict(lr=float('inf')), 'lr must be'), (dict(wd=-1), 'wd must be'), (dict(tau=float('inf')), 'tau must be'),
     (dict(contrast=5), 'contrast must be between 0 and 1'), (dict(shift=float('inf')), 'shift must be'),
-    (dict(kinds='none'), 'share no factor'), (dict(kinds='DC,BC,none', base='inferred', start=3), 'leave out the kind none'),
+    (dict(kinds='none'), 'share no factor'), (dict(kinds='DC,BC,none', base='inferred', start=3), 'leave it out'), (dict(kinds='DC,none', base='routed', slices='1'), 'leave it out'),
+    (dict(reg='hess', slices='1'), 'there is one only'), (dict(hold=True, slices='1'), 'there is one only'), (dict(base='category', start=3, slices='12'), 'two at least'),
+    (dict(lam=1e39), 'lam must be between'), (dict(threads=10**6), 'threads must be'), (dict(seed=10**20), 'seed must be'),
     (dict(kinds='DC,BC', base='inferred', start=3, slices='4,4,4'), r'2 \(DC, BC\), got 3; give --slices 2'),
     (dict(kinds='DC,BC', base='routed', slices='3'), 'give --slices 2'),
     (dict(base='whole', agree=.9), '--agree is for the base category'), (dict(base='whole', balance=1.), '--balance is for the base category'),
@@ -65,8 +68,21 @@ def test_baseline_is_of_the_same_data_and_factors(finished):
     other.config = run.config | {'reg': 'none', 'base': 'sub'}
     r3 = lambda: results_table([other, run]).splitlines()[-1].split('|')[-3].strip()
     assert r3() == '0.0'
-    other.config |= {'data': 'mnist_stl10'}
-    assert r3() == ''
+    for k, v in (('data', 'mnist_stl10'), ('size', 64), ('same', 'instance'), ('released', 'shards'), ('scheme', 'official')):
+        other.config = run.config | {'reg': 'none', 'base': 'sub', k: v}
+        assert r3() == ''
+
+
+def test_baseline_is_of_the_same_seed_where_there_is_one():
+    runs = [SimpleNamespace(config=DEFAULTS | {'reg': reg, 'seed': seed, 'seconds': 1}, title=f'{reg} {seed}', card=card_from_accuracy(
+        {s: {'DC': dc, 'BC': 50.} for s in ('r', 'r_0', 'r_1')}, {'DC': 10., 'BC': 10.})) for reg, seed, dc in (('none', 0, 90.), ('none', 1, 80.), ('hess', 1, 70.), ('hess', 2, 70.))]
+    assert [card.R3 for card in with_baseline(runs)] == [0, 0, 5, 10]
+
+
+def test_images_that_have_changed_are_refused(finished):
+    run = Run(finished)
+    run.parts['test'][1][0] += 1
+    with pytest.raises(ValueError, match='have changed since'): run.images()
 
 
 def test_floors_are_drawn_where_they_hold(finished):

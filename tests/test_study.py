@@ -126,4 +126,5 @@ def test_where_images_lie_is_no_part_of_a_record(pretend):
     path = pretend([{'reg': 'none', 'seed': 0, 'path': '/here'}])
     run_study(path, path.parent/'runs')
     grid = [{'reg': 'none', 'seed': 0, 'path': '/there'}]
-    assert study.pending(json.loads(path.read_text()) | {'grid': grid}, read_records(path.with_suffix('.jsonl'))) == []
+    again = study.expand(json.loads(path.read_text()) | {'grid': grid})
+    assert study.pending(again, read_records(path.with_suffix('.jsonl'))) == []

@@ -28,6 +28,18 @@ def test_mistakes_are_named(written, header, row, message):
     with pytest.raises(ValueError, match=message): read_table(written(header, row), size=8)
 
 
+def test_a_class_that_training_lacks_is_named(tmp_path):
+    rows = [f'{i}.png,{"z" if i == 11 else "xy"[i % 2]},{"test" if i > 9 else "train"}' for i in range(12)]
+    for i in range(12): Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(tmp_path/f'{i}.png')
+    (tmp_path/'t.csv').write_text('\n'.join(['file,shape,split', *rows]))
+    with pytest.raises(ValueError, match="shape 'z' occurs in no row of train"): read_table(tmp_path/'t.csv', size=8)
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    (tmp_path/'t.csv').write_text('file,a\n\n0.png,x\n\n1.png,\n')
+    with pytest.raises(ValueError, match='line 5: a is empty'): read_table(tmp_path/'t.csv')
+
+
 def test_other_encodings_are_named(written):
     with pytest.raises(ValueError, match='t.csv is not UTF-8'): read_table(written('file,a', '{0}.png,ä{1}', 'latin-1'), size=8)
 
