@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from .model import embed
-from .overlay import FACTORS, load_source, make_grid, show_images, to_float, write_atomic
+from .overlay import FACTORS, make_grid, show_images, to_float, write_atomic
 from .probing import as_slices, markdown_table, scorecard
 from .results import Run, _save, neighbour_agreement, plot_maps, plot_neighbours, tsne
 from .run import fail_plainly

@@ -107,7 +107,7 @@ def plot_slices(
             mean = values[:, 1:].mean(0) if isinstance(runs, list) or probe == names[0] else np.full_like(values[0, 1:], np.nan)
             ax.imshow(mean, cmap='Blues', vmin=0, vmax=100)
             for i, j in np.ndindex(mean.shape):
-                ax.text(j, i, '–' if np.isnan(mean[i, j]) else f'{mean[i, j]:.0f}', ha='center', va='center', color='white' if mean[i, j] > 55 else 'black')
+                ax.text(j, i, '–' if np.isnan(mean[i, j]) else f'{mean[i, j]:.1f}', ha='center', va='center', fontsize=8, color='white' if mean[i, j] > 55 else 'black')
                 if i == j: ax.add_patch(plt.Rectangle((j - .48, i - .48), .96, .96, fill=False))
             ax.set(xticks=range(len(factors)), xticklabels=factors, yticks=range(len(factors)), yticklabels=[f'slice of {f}' for f in factors] if ax in axes[:, 0] else [])
             if probe == names[0]: ax.set_title(name, fontsize=9)

@@ -32,12 +32,12 @@ from scipy.stats import t as student_t
 
 from .dependence import (cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
                                        seed_agreement, slice_dependence)
-from .disentanglement import (Factor, Reading, _binned_mi, _classes, _knn_mi, _squared_correlation, _threshold_hits, _tree_rows, active_codes, as_blocks, as_factors,
+from .disentanglement import (Factor, Reading, _binned_mi, _knn_mi, _squared_correlation, _threshold_hits, _tree_rows, active_codes, as_blocks, as_factors,
                                             balanced_accuracy, block_sums, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
                                             dci_disentanglement, each_dimension, equal_width_bins, explicitness_area,
                                             explicitness_auc, explicitness_es, infoc, infom, label_entropy, linear_importance, med,
                                             mi_matrix, mig, modularity, read_factor, refit, sap_matrix, top_gap, top_k_med)
-from .probing import _different, check_embeddings, markdown_table, match_slices, parse_slices
+from .probing import _different, check_embeddings, heat_map, markdown_table, match_slices, parse_slices
 
 # %% ../nbs/12_metrics.ipynb #36d640f9
 _all_ = ["hsic", "cka", "distance_correlation", "independence_test", "seed_agreement", "slice_dependence", "Factor", "Reading", "as_factors",
@@ -283,11 +283,9 @@ def _heat_maps(matrices, width):
     import matplotlib.pyplot as plt
     fig, axs = plt.subplots(1, len(matrices), figsize=(width * len(matrices), width), squeeze=False, layout="constrained")
     for ax, (title, table) in zip(axs[0], matrices.items()):
-        M, cols = np.array([list(r.values()) for r in table.values()], float), list(next(iter(table.values())))
-        ax.imshow(M, vmin=0, vmax=max(M.max(), 1e-9), aspect="auto")
-        for (i, j), v in np.ndenumerate(M):
-            ax.text(j, i, f"{v:.0f}" if M.max() > 10 else f"{v:.2f}", ha="center", va="center", color="black" if v > 0.6 * M.max() else "white")
-        ax.set(title=title.replace("_", " "), xticks=range(len(cols)), xticklabels=cols, yticks=range(len(M)), yticklabels=list(table))
+        top = max(v for row in table.values() for v in row.values())
+        heat_map(ax, table, max(top, 1e-9), 0 if top > 10 else 2)
+        ax.set_title(title.replace("_", " "))
     return fig
 
 # %% ../nbs/12_metrics.ipynb #17791eb0

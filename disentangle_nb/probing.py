@@ -6,7 +6,7 @@
 __all__ = ['PROBES', 'as_slices', 'parse_slices', 'check_embeddings', 'check_labels', 'rows_like', 'standardised', 'ProbeBase',
            'Probe', 'holdout', 'linear_probe', 'MLPProbe', 'batch_rows', 'mlp_probe', 'KNNProbe', 'knn_probe',
            'probe_matrices', 'probe_matrix', 'chance_levels', 'match_slices', 'markdown_table', 'Scorecard',
-           'card_from_accuracy', 'ideal_scorecard', 'scorecard', 'show_scorecards']
+           'card_from_accuracy', 'ideal_scorecard', 'scorecard', 'heat_map', 'show_scorecards']
 
 # %% ../nbs/06_probing.ipynb #ba917f08
 import json
@@ -555,6 +555,18 @@ def scorecard(
     return card_from_accuracy(accuracy, chance, shared, baseline, probe=name, n_train=len(train[0]), n_test=len(test[0]))
 
 # %% ../nbs/06_probing.ipynb #595ba25f
+def heat_map(
+    ax, # matplotlib axes to draw into
+    table: dict, # row to `{column: number}`
+    top: float = 100., # where the colours end; they begin at 0
+    digits: int = 1, # after the point
+):
+    "A table of numbers as a heat map"
+    A = np.array([list(row.values()) for row in table.values()], float)
+    ax.imshow(A, vmin=0, vmax=top, aspect="auto")
+    for (i, j), a in np.ndenumerate(A): ax.text(j, i, f"{a:.{digits}f}", ha="center", va="center", fontsize=8, color="black" if a > 0.6 * top else "white")
+    ax.set(xticks=range(A.shape[1]), xticklabels=list(next(iter(table.values()))), yticks=range(len(A)), yticklabels=list(table))
+
 def show_scorecards(
     cards: dict, # title to `Scorecard`
     width: float = 2.4, # inches for each card
@@ -563,9 +575,6 @@ def show_scorecards(
     import matplotlib.pyplot as plt
     fig, axs = plt.subplots(1, len(cards), figsize=(width * len(cards), width), squeeze=False, layout="constrained")
     for ax, (title, card) in zip(axs[0], cards.items()):
-        rows, cols = list(card.accuracy), list(card.chance)
-        A = np.array([[card.accuracy[r][c] for c in cols] for r in rows])
-        ax.imshow(A, vmin=0, vmax=100, aspect="auto")
-        for (i, j), a in np.ndenumerate(A): ax.text(j, i, f"{a:.0f}", ha="center", va="center", color="black" if a > 60 else "white")
-        ax.set(title=title, xticks=range(len(cols)), xticklabels=cols, yticks=range(len(rows)), yticklabels=rows)
+        heat_map(ax, card.accuracy)
+        ax.set_title(title)
     return fig

@@ -20,8 +20,8 @@ from torch import nn
 
 from .infonce import info_nce_floor
 from .model import embed
-from .overlay import FACTORS, DamagedFile, is_fixed, load_source, make_grid, parse_kinds, sample, show_images, to_float, write_atomic
-from .probing import Scorecard, as_slices, card_from_accuracy, chance_levels, ideal_scorecard, linear_probe, markdown_table, probe_matrices, probe_matrix, show_scorecards
+from .overlay import FACTORS, DamagedFile, is_fixed, load_source, parse_kinds, sample, show_images, to_float, write_atomic
+from .probing import Scorecard, as_slices, card_from_accuracy, chance_levels, heat_map, ideal_scorecard, linear_probe, markdown_table, probe_matrices, probe_matrix, show_scorecards
 
 # %% ../nbs/07_results.ipynb #93ba0a3e
 PARTS = {'train': (6000, 1), 'valid': (3000, 2), 'test': (3000, 3)} # images and seed
@@ -320,10 +320,8 @@ def plot_run(
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(2, 1), layout='constrained')
     plot_losses(run, left)
-    A = np.array([list(row.values()) for row in run.card.accuracy.values()])
-    right.imshow(A, vmin=0, vmax=100, aspect='auto')
-    for (i, j), a in np.ndenumerate(A): right.text(j, i, f'{a:.1f}', ha='center', va='center', color='black' if a > 60 else 'white')
-    right.set(xticks=range(len(FACTORS)), xticklabels=FACTORS, yticks=range(len(A)), yticklabels=list(run.card.accuracy), title='probe accuracy, %')
+    heat_map(right, run.card.accuracy)
+    right.set_title('probe accuracy, %')
     return fig
 
 def write_report(
