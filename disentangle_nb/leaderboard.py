@@ -79,13 +79,13 @@ def leaderboard(
     "The rows as a table"
     head = ['method', 'total gap', 'worst', 'chosen', 'gap ≥ 110', 'R1', 'R1 MLP', 'R2', 'R3', 'seconds']
     ideal, found = ideal_scorecard(), leaderboard_rows(records, told)
-    says = [[r['told'], *_parts(r['runs'][0])] for r in found]
-    shared = [p for p in says[0] if all(p in s for s in says)] if len(found) > 1 else []
+    says = [[r['told'], *_parts(r['runs'][0])] for r in found if r['runs'][0]['reg'] != 'none']
+    shared = [p for p in says[0] if all(p in s for s in says)] if len(says) > 1 else []
     title = lambda r: _title(r['runs'][0], shared) + f', {r["told"]}' * (r['told'] not in shared)
     rows = [['*ideal*', f'{total_gap(ideal):.1f}', '', '', '', f'{ideal.R1:.1f}', '', f'{ideal.R2:.1f}', '0.0', '']]
     rows += [[title(r), mean_and_spread(r['gap']), f'{r["worst"]:.1f}', f'{r["chosen"]:.1f}', f'{r["reached"]} of {r["seeds"]}',
               *(mean_and_spread(r[k]) for k in ('R1', 'R1 MLP', 'R2', 'R3')), mean_and_spread(r['seconds'], 0)] for r in found]
-    return markdown_table([head, *rows]) + f'\n\nAll rows: {"; ".join(shared)}.' * bool(shared)
+    return markdown_table([head, *rows]) + f'\n\nAll rows{" but none" * (len(says) < len(found))}: {"; ".join(shared)}.' * bool(shared)
 
 # %% ../nbs/21_beyond.ipynb #c85b75a4
 def by_slice(

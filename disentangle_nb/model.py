@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'check_slices', 'slice_widths', 'split_slices', 'conv_bn', 'BasicBlock', 'small_resnet', 'evaluating',
-           'make_encoder', 'n_features', 'Categories', 'difference', 'log_densities', 'fit_once', 'KindMixture',
-           'projection', 'Parallel', 'SlicedModel', 'embed']
+           'is_encoder', 'make_encoder', 'n_features', 'Categories', 'difference', 'log_densities', 'fit_once',
+           'KindMixture', 'projection', 'Parallel', 'SlicedModel', 'embed']
 
 # %% ../nbs/01_model.ipynb #3d21a70b
 from collections.abc import Sequence
@@ -90,16 +90,25 @@ def evaluating(
 # %% ../nbs/01_model.ipynb #cfd2a4d9
 ENCODERS: dict = {'small': small_resnet} # name to a function that makes the encoder
 
+def _resnets():
+    from torchvision import models
+    return [n for n in models.list_models(models) if 'resne' in n]
+
+def is_encoder(
+    arch: str # name
+) -> bool:
+    "Does `make_encoder` know it?"
+    return arch in ENCODERS or arch in _resnets()
+
 def make_encoder(
     arch: str | nn.Module = 'small' # a key of `ENCODERS`, the name of a ResNet of torchvision, or a module from images to `(n, features)`
 ) -> nn.Module:
     "An encoder by name, or the given one"
     if isinstance(arch, nn.Module): return arch
+    if not is_encoder(arch): raise ValueError(f"unknown encoder {arch!r}: expected one of {[*ENCODERS, *_resnets()]}, an entry of your own in ENCODERS, or an nn.Module")
     if arch in ENCODERS: return ENCODERS[arch]()
-    from torchvision import models
-    names = [n for n in models.list_models(models) if 'resne' in n]
-    if arch not in names: raise ValueError(f"unknown encoder {arch!r}: expected one of {[*ENCODERS, *names]}, an entry of your own in ENCODERS, or an nn.Module")
-    encoder = models.get_model(arch, weights=None)
+    from torchvision.models import get_model
+    encoder = get_model(arch, weights=None)
     encoder.fc = nn.Identity()
     return encoder
 

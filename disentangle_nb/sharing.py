@@ -6,17 +6,18 @@
 __all__ = ['LOCAL', 'without_folders', 'command', 'model_card', 'write_embeddings', 'save_hub', 'load_model', 'disentangle_share']
 
 # %% ../nbs/16_sharing.ipynb #1880fd7c
-import inspect, io, json, shlex
+import io, json, shlex
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np, torch
 from fastcore.script import call_parse
 
-from .model import SlicedModel
+from .losses import BASES, REGULARIZERS
+from .model import SlicedModel, is_encoder
 from .overlay import write_atomic
 from .results import Run, read_whole, results_table, write_json
-from .run import arguments, disentangle_run, fail_plainly, model_of
+from .run import OPTIONS, arguments, fail_plainly, model_of
 
 # %% ../nbs/16_sharing.ipynb #86441a44
 LOCAL = ('path', 'digits', 'backgrounds', 'released') # options that name folders of the machine
@@ -31,11 +32,11 @@ def without_folders(
 def command(
     run: Run # finished
 ) -> str: # a line for the shell
-    "The command that makes a run again"
+    "The command that makes a run again; `PROGRAM` stands for a program of one's own, if it has entered a loss or an encoder that is not known here"
     config = without_folders(run.config)
-    asked = {k: config[k] for k, p in inspect.signature(disentangle_run).parameters.items()
-             if k in config and str(config[k]) != str(p.default) and config[k] != [p.default]}
-    return shlex.join(['disentangle_run', *arguments(asked | {'precision': 'bf16' if config['bf16'] else 'fp32'})])
+    asked = {k: config[k] for k, default in OPTIONS.items() if k in config and str(config[k]) != str(default) and config[k] != [default]}
+    own = config['reg'] not in REGULARIZERS or config['base'] not in BASES or not is_encoder(config['arch'])
+    return shlex.join([*(['python', 'PROGRAM'] if own else ['disentangle_run']), *arguments(asked | {'precision': 'bf16' if config['bf16'] else 'fp32'})])
 
 # %% ../nbs/16_sharing.ipynb #09d65090
 _CARD = '''---

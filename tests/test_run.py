@@ -1,5 +1,5 @@
 "Runs: options that are refused at once, and folders that lose nothing"
-import inspect, shutil, signal
+import shutil, signal
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt, pytest, torch
@@ -10,15 +10,14 @@ from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import DamagedFile, PairStream, RankStream, load_source, pair_dls
 from disentangle_nb.probing import card_from_accuracy
 from disentangle_nb.results import Run, floors, plot_losses, results_table, with_baseline
-from disentangle_nb.run import disentangle_run, run_options
+from disentangle_nb.run import OPTIONS, run_options
 from disentangle_nb.sharing import load_model, save_hub
 from disentangle_nb.training import Interrupted, disentangle_learner, embed_pairs, train
 
-DEFAULTS = {k: p.default for k, p in inspect.signature(disentangle_run).parameters.items() if k not in ('out', 'resume', 'quiet')}
 TINY = dict(data='embedded', steps=6, bs=12, size=32, epoch=3, dim=12, threads=1, precision='fp32', crop='random')
 
 
-def go(folder, resume=False, **options): return run_options(DEFAULTS | TINY | options, folder, resume, True)
+def go(folder, resume=False, **options): return run_options(OPTIONS | TINY | options, folder, resume, True)
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +73,7 @@ def test_baseline_is_of_the_same_data_and_factors(finished):
 
 
 def test_baseline_is_of_the_same_seed_where_there_is_one():
-    runs = [SimpleNamespace(config=DEFAULTS | {'reg': reg, 'seed': seed, 'seconds': 1}, title=f'{reg} {seed}', card=card_from_accuracy(
+    runs = [SimpleNamespace(config=OPTIONS | {'reg': reg, 'seed': seed, 'seconds': 1}, title=f'{reg} {seed}', card=card_from_accuracy(
         {s: {'DC': dc, 'BC': 50.} for s in ('r', 'r_0', 'r_1')}, {'DC': 10., 'BC': 10.})) for reg, seed, dc in (('none', 0, 90.), ('none', 1, 80.), ('hess', 1, 70.), ('hess', 2, 70.))]
     assert [card.R3 for card in with_baseline(runs)] == [0, 0, 5, 10]
 
