@@ -121,23 +121,22 @@ r1, r2, r3 = attrgetter('R1'), attrgetter('R2'), cost
 # %% ../nbs/20_findings.ipynb #874f7fcb
 FINDINGS = {
     1: ('InfoMin: optimisation difficulties prevent disentanglement', ('none', 'infomin'),
-        {'10 - (distance none - distance infomin)': lambda c, s: 10 - mean_over(distance, c['none'], s) + mean_over(distance, c['infomin'], s)}),
+        {'10 - (distance none - distance infomin)': lambda m, sd: 10 - m(distance, 'none') + m(distance, 'infomin')}),
     2: ('Ortho: accuracy on the whole is the highest', ('ortho', 'infomin', 'hess'),
-        {'r of ortho - higher of r of infomin, hess': lambda c, s: mean_over(whole_accuracy, c['ortho'], s) - max(mean_over(whole_accuracy, c['infomin'], s), mean_over(whole_accuracy, c['hess'], s))}),
+        {'r of ortho - higher of r of infomin, hess': lambda m, sd: m(whole_accuracy, 'ortho') - max(m(whole_accuracy, 'infomin'), m(whole_accuracy, 'hess'))}),
     3: ('Ortho: R1 barely met', ('none', 'ortho'),
-        {'R1 ortho - R1 none / 2': lambda c, s: mean_over(r1, c['ortho'], s) - mean_over(r1, c['none'], s) / 2}),
+        {'R1 ortho - R1 none / 2': lambda m, sd: m(r1, 'ortho') - m(r1, 'none') / 2}),
     4: ('P improves R3, not R1 or R2', ('ortho', 'ortho_redrawn'),
-        {'R3 ortho - R3 with P': lambda c, s: mean_over(r3, c['ortho'], s) - mean_over(r3, c['ortho_redrawn'], s),
-         '2 - (R1 ortho - R1 with P)': lambda c, s: 2 - mean_over(r1, c['ortho'], s) + mean_over(r1, c['ortho_redrawn'], s),
-         '2 - (R2 ortho - R2 with P)': lambda c, s: 2 - mean_over(r2, c['ortho'], s) + mean_over(r2, c['ortho_redrawn'], s)}),
+        {'R3 ortho - R3 with P': lambda m, sd: m(r3, 'ortho') - m(r3, 'ortho_redrawn'),
+         '2 - (R1 ortho - R1 with P)': lambda m, sd: 2 - m(r1, 'ortho') + m(r1, 'ortho_redrawn'),
+         '2 - (R2 ortho - R2 with P)': lambda m, sd: 2 - m(r2, 'ortho') + m(r2, 'ortho_redrawn')}),
     5: ('Hess: R1 much better', ('ortho', 'hess'),
-        {'R1 ortho - R1 hess - 10': lambda c, s: mean_over(r1, c['ortho'], s) - mean_over(r1, c['hess'], s) - 10}),
+        {'R1 ortho - R1 hess - 10': lambda m, sd: m(r1, 'ortho') - m(r1, 'hess') - 10}),
     6: ('Hess: R2 and R3 worse', ('ortho', 'hess'),
-        {'R2 hess - R2 ortho': lambda c, s: mean_over(r2, c['hess'], s) - mean_over(r2, c['ortho'], s),
-         'R3 hess - R3 ortho': lambda c, s: mean_over(r3, c['hess'], s) - mean_over(r3, c['ortho'], s)}),
+        {'R2 hess - R2 ortho': lambda m, sd: m(r2, 'hess') - m(r2, 'ortho'),
+         'R3 hess - R3 ortho': lambda m, sd: m(r3, 'hess') - m(r3, 'ortho')}),
     7: ('Results are sensitive to optimisation and initialisation', ('none', 'infomin', 'ortho', 'hess'),
-        {'largest spread of distance - spread of r of none - 1':
-            lambda c, s: max(spread_over(distance, c[m], s) for m in ('infomin', 'ortho', 'hess')) - spread_over(whole_accuracy, c['none'], s) - 1})}
+        {'largest spread of distance - spread of r of none - 1': lambda m, sd: max(sd(distance, x) for x in ('infomin', 'ortho', 'hess')) - sd(whole_accuracy, 'none') - 1})}
 
 # %% ../nbs/20_findings.ipynb #7007cbf0
 def judge_finding(
@@ -152,7 +151,8 @@ def judge_finding(
     if len(seeds) < 2: return {'sentence': sentence, 'seeds': seeds, 'parts': [], 'verdict': 'undecided'}
     parts = []
     for name, f in statistics.items():
-        value, low, high = bootstrap_interval(lambda s: f(cards, s), seeds)
+        on = lambda s: f(lambda q, m: mean_over(q, cards[m], s), lambda q, m: spread_over(q, cards[m], s))
+        value, low, high = bootstrap_interval(on, seeds)
         parts.append({'name': name, 'value': value, 'low': low, 'high': high, 'verdict': verdict(low, high, len(seeds))})
     verdicts = {p['verdict'] for p in parts}
     overall = next((v for v in ('contradicted', 'undecided') if v in verdicts), 'supported')
