@@ -258,7 +258,7 @@ def ridge_probe(
     mean, std = _standardiser(x)
     z, t = standardised(x, mean, std), t.to(mean)
     folds = [fifth == k for k in fifth.unique()]
-    error = lambda lam: sum((z[k] @ _ridge(z[~k], t[~k], lam)[0] - t[k]).square().sum() for k in folds).item() / len(t)
+    error = lambda lam: torch.cat([z[k] @ _ridge(z[~k], t[~k], lam)[0] - t[k] for k in folds]).square().mean().item()
     trial = {lam: error(lam) for lam in l2}
     lam = min(trial, key=trial.__getitem__)
     return Regressor(None, mean, std, *units, max(trial[lam], 1e-12), _ridge(z, t, lam), lam)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import count, cycle
+from typing import Any
 import torch
 from torch import nn, Tensor
 from .model import check_slices, split_slices
@@ -239,6 +240,7 @@ def check_objective(
 # %% ../nbs/04_losses.ipynb #c521cd4d
 class DisentangleLoss(nn.Module):
     "A contrastive loss plus weighted regularisers, called as `loss(z0, z1)` on raw projections `(N, D)`; with the kinds too if `uses_kind`"
+    base:Any # the contrastive loss
     gained:Tensor|None # moving average of what the base gains over chance, nats
     def __init__(self,
         regs=None, # A regulariser, a list of them, or None
@@ -260,9 +262,11 @@ class DisentangleLoss(nn.Module):
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction, check_finite=check_finite) | kwargs
         self.base,self.regs = make_base(base, **kwargs),nn.ModuleList(regs)
         check_objective(self.base, regs, lam, hold, gain)
-        self.lam,self.warmup,self.start,self.gain,self.held = lam,warmup,start,gain,getattr(self.base, 'n_slices') if hold else None
+        self.names,self.uses_kind = unique_names([self.base, *regs]),getattr(self.base, 'uses_kind', False)
+        self.lam,self.warmup,self.start,self.gain,self.check_finite = lam,warmup,start,gain,check_finite
+        self.held = self.base.n_slices if hold else None
         self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
-        self.uses_kind,self.names,self.check_finite,self.step,self.parts = getattr(self.base, 'uses_kind', False),unique_names([self.base, *regs]),check_finite,0,{}
+        self.step,self.parts = 0,{}
 
     def weights(self):
         "Weights at the present `step`, by the names they are logged under"
@@ -273,10 +277,10 @@ class DisentangleLoss(nn.Module):
 
     def forward(self, z0, z1, *kind):
         if self.check_finite: check_values(z0, z1)
-        if hasattr(self.base, 'ready'): setattr(self.base, 'ready', self.step >= self.start)
+        if hasattr(self.base, 'ready'): self.base.ready = self.step >= self.start
         views = [hold_first(z, self.held) for z in (z0, z1)] if self.held else (z0, z1)
         base,regs = self.base(z0, z1, *kind), [m(*views) for m in self.regs]
-        if self.gained is not None and z0.requires_grad: self.gained += (getattr(self.base, 'gain') - self.gained) / 50
+        if self.gained is not None and z0.requires_grad: self.gained += (self.base.gain - self.gained) / 50
         weights = self.weights()
         loss = base + sum(l * r for l,r in zip(cycle(weights.values()), regs))
         self.parts = {n: v.detach() for n,v in zip(self.names, (base, *regs))} | {n: loss.new_full((), l) for n,l in weights.items()} | {'loss': loss.detach()}

@@ -526,7 +526,7 @@ def test_wrong_batches(name):
 @pytest.mark.parametrize('name', ['subinfomax', *regs])
 def test_width_that_does_not_divide(name):
     with pytest.raises(ValueError, match='12 wide does not split into 5'): make(name, n_slices=5)(*pair())
-    with pytest.raises(ValueError, match='sum to 12'): make(name, n_slices=(5, 5))(*pair())
+    with pytest.raises(ValueError, match='sum to D=12'): make(name, n_slices=(5, 5))(*pair())
 
 
 @every
@@ -682,6 +682,16 @@ def test_copies_and_pickles(name):
         expected = call(loss, z0, z1)
         for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))): assert call(twin, z0, z1) == expected
         assert not loss.state_dict()
+
+
+def test_parts_have_names_of_their_own():
+    class Gap(L.SliceLoss):
+        def loss(self, z0, z1): return (z0 - z1).square().mean()
+    class Other(Gap): name = 'Gap_2'
+    loss = DisentangleLoss([Gap(), Gap(), Other()], lam=[1., 10., 100.])
+    total = loss(*pair())
+    assert loss.names == ['subinfomax', 'Gap', 'Gap_2', 'Gap_2_2']
+    torch.testing.assert_close(total, loss.parts['subinfomax'] + 111 * loss.parts['Gap'])
 
 
 def test_the_package_offers_everything_in_one_place():
