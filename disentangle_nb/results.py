@@ -281,7 +281,7 @@ def plot_neighbours(
 # %% ../nbs/07_results.ipynb #13b81449
 def tsne(
     z, # `(n, d)` embeddings or a slice of them
-    seed: int = 0
+    seed: int = 0 # of where the points begin
 ) -> np.ndarray: # `(n, 2)`
     "A map by t-SNE with cosine distances"
     from sklearn.manifold import TSNE
