@@ -1,12 +1,14 @@
-"Figures on the pages of results are those of the records in `results/`."
-import json
+"Figures on the pages of results are those of the records in `results/`; and what was tried is what its names say."
+import json, runpy
 from pathlib import Path
 
-import pytest
+import pytest, torch
 from execnb.nbio import read_nb
 from execnb.shell import CaptureShell
 from fastcore.xtras import working_directory
 
+from disentangle_nb.infonce import info_nce
+from disentangle_nb.losses import BASES, REGULARIZERS
 from disentangle_nb.study import expand, read_records, recorded
 
 root = Path(__file__).parents[1]
@@ -58,3 +60,35 @@ def test_every_record_is_listed(study): assert len(recorded(study)) == len(read_
 def test_records_hold_no_path_of_a_machine(study):
     text = study.with_suffix('.jsonl').read_text() if study.with_suffix('.jsonl').exists() else ''
     assert '"/' not in text
+
+
+@pytest.fixture
+def tried():
+    "The losses of results/tried.py by name, which the package forgets again"
+    known = dict(REGULARIZERS), dict(BASES)
+    runpy.run_path(str(root/'results/tried.py'))
+    yield lambda name, **kwargs: {**REGULARIZERS, **BASES}[name](tau=.2, **kwargs)
+    for there, before in zip((REGULARIZERS, BASES), known):
+        for name in set(there) - set(before): del there[name]
+
+
+@pytest.mark.parametrize('name', ['dcor', 'crosscov', 'joint_entropy', 'club'])
+def test_what_was_tried_tells_copies_from_independent_slices(tried, name):
+    a, b = torch.randn(2, 256, 8, generator=torch.Generator().manual_seed(0))
+    def value(z):
+        loss = tried(name)
+        for _ in range(20 if name == 'club' else 1): result = loss(*z.chunk(2))
+        result.backward()
+        assert z.grad.isfinite().all() and z.grad.any()
+        return result.item()
+    assert value(torch.cat([a, a + .1 * b], 1).requires_grad_()) > value(torch.cat([a, b], 1).requires_grad_()) + .1
+
+
+def test_contrast_that_was_tried(tried):
+    "Negatives that are all alike in the first slice weigh the same, and similarities moved against NT-Xent make it larger"
+    y, alike = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), torch.ones(64, 4)
+    conditional = tried('conditional', n_slices=(4, 8))
+    conditional.ready = True
+    both = info_nce(*y.chunk(2), tau=.2) + info_nce(*alike.chunk(2), tau=.2)
+    torch.testing.assert_close(conditional(*torch.cat([alike, y], 1).chunk(2)), both, atol=1e-5, rtol=1e-5)
+    assert tried('modified')(*y.chunk(2)) > info_nce(*y.chunk(2), tau=.2)
