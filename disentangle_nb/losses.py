@@ -264,9 +264,8 @@ class DisentangleLoss(nn.Module):
         check_objective(self.base, regs, lam, hold, gain)
         self.names,self.uses_kind = unique_names([self.base, *regs]),getattr(self.base, 'uses_kind', False)
         self.lam,self.warmup,self.start,self.gain,self.check_finite = lam,warmup,start,gain,check_finite
-        self.held = self.base.n_slices if hold else None
+        self.held,self.step,self.parts = self.base.n_slices if hold else None,0,{}
         self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
-        self.step,self.parts = 0,{}
 
     def weights(self):
         "Weights at the present `step`, by the names they are logged under"

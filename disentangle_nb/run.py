@@ -245,7 +245,7 @@ def run_options(
     if not str(out): raise ValueError('--out is empty: name a folder for the run')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
     keep_freed_memory()
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in options.items() if k not in ('threads', 'precision')}
+    config = {k: v for k, v in options.items() if k not in ('threads', 'precision')}
     folders = ['path', 'digits', 'backgrounds', 'released'] + ['data'] * (options['data'] not in ('embedded', 'mnist_stl10'))
     config |= {k: str(Path(config[k]).expanduser().resolve()) for k in folders if config[k]} # found again from any folder
     config |= {'kinds': parse_kinds(options['kinds']), 'slices': parse_slices(options['slices']), 'bf16': use_bf16(options['precision'])}

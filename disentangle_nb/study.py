@@ -51,6 +51,7 @@ def different(
     known = list(map(normal, runs))
     return [r for i, r in enumerate(runs) if known[i] not in known[:i]]
 
+# %% ../nbs/19_study.ipynb #5e2d8b31
 def check_study(
     study # `name`, `recipe` and `grid`; a `program` may be added
 ):
@@ -74,6 +75,7 @@ def read_study(
     check_study(study)
     return study
 
+# %% ../nbs/19_study.ipynb #704fad53
 def expand(
     study: dict # `name`, `recipe` and `grid`; a `program` may be added
 ) -> list: # of options, a dictionary for each run
