@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTHERS', 'lightly_loss', 'metric_learning_loss', 'make_loss', 'one_step', 'peak_memory', 'measure', 'limit_memory',
-           'measure_apart', 'fastest', 'machine', 'table', 'bench', 'pairs_one_by_one', 'composition_speed',
-           'step_overhead']
+           'measure_apart', 'fastest', 'machine', 'table', 'compare_losses', 'bench', 'pairs_one_by_one',
+           'composition_speed', 'step_overhead']
 
 # %% ../nbs/14_bench.ipynb #5bb00397
 import importlib, io, json, re, subprocess, sys, time
@@ -141,6 +141,17 @@ def table(
         lines.append(f"| {r['rows']:,} | {r['loss']} | {r['ms']:,.1f} | {r['ms'] / base['ms']:.2f} | {r['extra_mb']:,.1f} | {memory} |")
     return '\n'.join(lines)
 
+def compare_losses(
+    rows, # Views in the batch, `2N`, for each size
+    losses, # Names for `make_loss`; ratios are to the first
+    limit:float=0, # GiB of address space of each process, 0 for no limit
+    dim:int=128, # Width of the projections
+    **kwargs, # Of `measure`
+)->str: # Markdown
+    "Time and peak extra memory of losses, forward and backward, as a table, and where it was measured"
+    results = [measure_apart(l, n, limit, dim=dim, **kwargs) for n in rows for l in losses]
+    return f'{table(results)}\n\n{machine()}, D = {dim}, one thread, forward and backward'
+
 @call_parse
 def bench(
     rows:Param('Views in the batch', int, nargs='+')=(1024, 4096), # Views in the batch, `2N`
@@ -151,8 +162,7 @@ def bench(
     device:str='cpu', # cpu or cuda
 ):
     "Time and peak extra memory of losses, forward and backward, as a table"
-    results = [measure_apart(l, n, limit, dim=dim, repeat=repeat, device=device) for n in rows for l in losses]
-    print(f'{machine()}, D = {dim}, one thread, forward and backward\n\n{table(results)}')
+    print(compare_losses(rows, losses, limit, dim, repeat=repeat, device=device))
 
 # %% ../nbs/14_bench.ipynb #491c39f1
 def pairs_one_by_one(

@@ -151,6 +151,12 @@ class Source:
         "Classes of the images that `rows` describe"
         return torch.stack([g.labels[r] for g, r in zip(self.groups, rows.T)], 1)
 
+    def digest(self) -> str: # 16 hexadecimal digits
+        "A short hash of the images and their labels"
+        hashed = hashlib.sha256()
+        for t in (self.digits, self.digit_labels, self.photos, self.photo_labels): hashed.update(t.cpu().contiguous().numpy())
+        return hashed.hexdigest()[:16]
+
 # %% ../nbs/00_overlay.ipynb #6c451543
 def _crop(photos, i, size, corner):
     if corner is None:

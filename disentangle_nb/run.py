@@ -187,6 +187,7 @@ def run(
     folder, first = Path(folder), this_rank() == 0
     if from_first(lambda: is_finished(folder, config, resume)): return picture(folder) if first else None
     sources = first_then_others(lambda: load_sources(config))
+    config = config | {'images': ' '.join(s.digest() for s in sources.values())}
     learn = make_learner(config, sources, folder)
     with only_writer(folder) if first else nullcontext():
         if state := from_first(lambda: begin(folder, config, resume)): restore(learn, state)

@@ -1,5 +1,6 @@
 "Runs: options that are refused at once, and folders that lose nothing"
 import shutil, signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt, pytest, torch
@@ -10,7 +11,7 @@ from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import DamagedFile, PairStream, RankStream, load_source, pair_dls
 from disentangle_nb.probing import card_from_accuracy
 from disentangle_nb.results import Run, floors, plot_losses, results_table, with_baseline
-from disentangle_nb.run import OPTIONS, run_options
+from disentangle_nb.run import OPTIONS, load_sources, run_options
 from disentangle_nb.sharing import load_model, save_hub
 from disentangle_nb.training import Interrupted, disentangle_learner, embed_pairs, train
 
@@ -82,6 +83,15 @@ def test_images_that_have_changed_are_refused(finished):
     run = Run(finished)
     run.parts['test'][1][0] += 1
     with pytest.raises(ValueError, match='have changed since'): run.images()
+
+
+def test_an_unfinished_run_goes_on_with_its_own_images_only(copied, monkeypatch):
+    (copied/'scorecard.json').unlink()
+    go_on = lambda: go(copied, True, kinds='DC-BC,DC-DL,DL-BC', base='routed', slices='3')
+    with monkeypatch.context() as changed:
+        changed.setattr('disentangle_nb.run.load_sources', lambda config: {part: replace(s, photos=255 - s.photos) for part, s in load_sources(config).items()})
+        with pytest.raises(ValueError, match='other options: images was'): go_on()
+    assert (go_on().folder/'scorecard.json').exists()
 
 
 def test_floors_are_drawn_where_they_hold(finished):
