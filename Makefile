@@ -19,7 +19,7 @@ $(INSTALLED): settings.ini setup.py .ci/constraints.txt
 	$(PIP) -e '.[dev]'
 	touch $@
 
-demo: $(INSTALLED) ## Train without a regulariser, with Hess and with routing and whitened HSIC on the embedded data, then compare (6 to 8 minutes)
+demo: $(INSTALLED) ## Train without a regulariser, with Hess and with routing and whitened HSIC on the embedded data, then compare (about 6 minutes)
 	$(BIN)/disentangle_run --data embedded --kinds DC-BC --steps 1000 --reg none --out runs/demo/none --resume
 	$(BIN)/disentangle_run --data embedded --kinds DC-BC --steps 1000 --reg hess --lam 0.1 --out runs/demo/hess --resume
 	$(BIN)/disentangle_run --data embedded --kinds DC,BC --steps 700 --bs 256 --dim 20 --base routed --heads --reg hsic_white --lam 30 --warmup 200 --out runs/demo/routed --resume

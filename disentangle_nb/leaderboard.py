@@ -79,13 +79,19 @@ def leaderboard(
     "The rows as a table"
     head = ['method', 'total gap', 'worst', 'chosen', 'gap ≥ 110', 'R1', 'R1 MLP', 'R2', 'R3', 'seconds']
     ideal, found = ideal_scorecard(), leaderboard_rows(records, told)
-    says = [[r['told'], *_parts(r['runs'][0])] for r in found if r['runs'][0]['reg'] != 'none']
-    shared = [p for p in says[0] if all(p in s for s in says)] if len(says) > 1 else []
-    title = lambda r: _title(r['runs'][0], shared) + f', {r["told"]}' * (r['told'] not in shared)
+    says = [[r['told'], *_parts(r['runs'][0])] for r in found]
+    of_regs = [s for s, r in zip(says, found) if r['runs'][0]['reg'] != 'none']
+    common = lambda says: [p for p in says[0] if all(p in s for s in says)] if len(says) > 1 else []
+    shared = common(says)
+    beside = [p for p in common(of_regs) if p not in shared]
+    def title(r):
+        left_out = shared + beside * (r['runs'][0]['reg'] != 'none')
+        return _title(r['runs'][0], left_out) + f', {r["told"]}' * (r['told'] not in left_out)
     rows = [['*ideal*', f'{total_gap(ideal):.1f}', '', '', '', f'{ideal.R1:.1f}', '', f'{ideal.R2:.1f}', '0.0', '']]
     rows += [[title(r), mean_and_spread(r['gap']), f'{r["worst"]:.1f}', f'{r["chosen"]:.1f}', f'{r["reached"]} of {r["seeds"]}',
               *(mean_and_spread(r[k]) for k in ('R1', 'R1 MLP', 'R2', 'R3')), mean_and_spread(r['seconds'], 0)] for r in found]
-    return markdown_table([head, *rows]) + f'\n\nAll rows{" but none" * (len(says) < len(found))}: {"; ".join(shared)}.' * bool(shared)
+    notes = [f'{of}: {"; ".join(parts)}.' for of, parts in (('All rows', shared), ('All rows but none', beside)) if parts]
+    return markdown_table([head, *rows]) + f'\n\n{" ".join(notes)}' * bool(notes)
 
 # %% ../nbs/21_beyond.ipynb #c85b75a4
 def by_slice(
@@ -101,7 +107,9 @@ def plot_slices(
     "Heat maps of accuracy, slice by factor, for each method (columns) and probe (rows); a scorecard alone is of a linear probe"
     names = 'linear', 'MLP'
     fig, axes = plt.subplots(2, len(groups), figsize=(1.9 * len(groups), 3.4), squeeze=False, layout='constrained')
+    factors = None
     for (name, runs), column in zip(groups.items(), axes.T):
+        before = factors
         for ax, probe, key in zip(column, names, ('scorecard', 'scorecard_mlp')):
             factors, values = by_slice([Scorecard.from_dict(r[key]) for r in runs] if isinstance(runs, list) else [runs])
             mean = values[:, 1:].mean(0) if isinstance(runs, list) or probe == names[0] else np.full_like(values[0, 1:], np.nan)
@@ -109,7 +117,7 @@ def plot_slices(
             for i, j in np.ndindex(mean.shape):
                 ax.text(j, i, '–' if np.isnan(mean[i, j]) else f'{mean[i, j]:.1f}', ha='center', va='center', fontsize=8, color='white' if mean[i, j] > 55 else 'black')
                 if i == j: ax.add_patch(plt.Rectangle((j - .48, i - .48), .96, .96, fill=False))
-            ax.set(xticks=range(len(factors)), xticklabels=factors, yticks=range(len(factors)), yticklabels=[f'slice of {f}' for f in factors] if ax in axes[:, 0] else [])
+            ax.set(xticks=range(len(factors)), xticklabels=factors, yticks=range(len(factors)), yticklabels=[f'slice of {f}' for f in factors] if factors != before else [])
             if probe == names[0]: ax.set_title(name, fontsize=9)
     for ax, probe in zip(axes[:, 0], names): ax.set_ylabel(probe)
 
