@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OTHERS', 'lightly_loss', 'metric_learning_loss', 'make_loss', 'one_step', 'peak_memory', 'measure', 'limit_memory',
-           'measure_apart', 'fastest', 'machine', 'table', 'compare_losses', 'bench', 'pairs_one_by_one',
+           'measure_apart', 'fastest', 'machine', 'loss_table', 'compare_losses', 'bench', 'pairs_one_by_one',
            'composition_speed', 'step_overhead']
 
 # %% ../nbs/14_bench.ipynb #5bb00397
@@ -129,17 +129,18 @@ def machine()->str: # e.g. 'Intel(R) Xeon(R) Processor, torch 2.14.1, 2026-11-24
     from disentangle_nb.run import chip
     return f'{chip()}, torch {torch.__version__}, {time.strftime("%Y-%m-%d")}'
 
-def table(
+def loss_table(
     results:list, # Of `measure_apart`
 )->str: # Markdown
     "Results as a table, with ratios to the first loss of the same number of rows"
-    lines,first = ['| rows | loss | ms | time ratio | extra MiB | memory ratio |', '| ---: | --- | ---: | ---: | ---: | ---: |'],{}
+    from disentangle_nb.probing import markdown_table
+    rows,first = [['rows', 'loss', 'ms', 'time ratio', 'extra MiB', 'memory ratio']],{}
     for r in results:
-        if 'error' in r: lines.append(f"| {r['rows']:,} | {r['loss']} | {r['error']} | | | |"); continue
+        if 'error' in r: rows.append([f"{r['rows']:,}", r['loss'], r['error'], '', '', '']); continue
         base = first.setdefault(r['rows'], r)
         memory = f"{r['extra_mb'] / base['extra_mb']:.2f}" if base['extra_mb'] else ''
-        lines.append(f"| {r['rows']:,} | {r['loss']} | {r['ms']:,.1f} | {r['ms'] / base['ms']:.2f} | {r['extra_mb']:,.1f} | {memory} |")
-    return '\n'.join(lines)
+        rows.append([f"{r['rows']:,}", r['loss'], f"{r['ms']:,.1f}", f"{r['ms'] / base['ms']:.2f}", f"{r['extra_mb']:,.1f}", memory])
+    return markdown_table(rows, (1,))
 
 def compare_losses(
     rows, # Views in the batch, `2N`, for each size
@@ -150,7 +151,7 @@ def compare_losses(
 )->str: # Markdown
     "Time and peak extra memory of losses, forward and backward, as a table, and where it was measured"
     results = [measure_apart(l, n, limit, dim=dim, **kwargs) for n in rows for l in losses]
-    return f'{table(results)}\n\n{machine()}, D = {dim}, one thread, forward and backward'
+    return f'{loss_table(results)}\n\n{machine()}, D = {dim}, one thread, forward and backward'
 
 @call_parse
 def bench(

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student_t
 
 from .probing import _tensor, as_slices, check_embeddings
-from .regularizers import whitened
+from .regularizers import centre, whitened
 
 # %% ../nbs/10_dependence.ipynb #e32d2b58
 def _checked(x, name="embeddings"):
@@ -144,17 +144,9 @@ def distance_correlation(
     return r if bias_corrected else max(r, 0.)**0.5
 
 # %% ../nbs/10_dependence.ipynb #e0ab46d4
-def _centred(K):
-    "U-centred kernel: its inner product with any other is unbiased HSIC up to a factor"
-    n = len(K)
-    K = K - K.diag().diag()
-    r = K.sum(1) / (n - 2)
-    C = K - r[:, None] - r + K.sum() / ((n - 1) * (n - 2))
-    return C - C.diag().diag()
-
 def _direction(K):
     "U-centred kernel of norm 1, in float32; zero where the kernel does not vary, as in `_ratio`"
-    C = _centred(K)
+    C = centre(K[None], debiased=True)[0]
     return (C / C.norm() if C.norm() > 1e-6 * K.norm() else torch.zeros_like(C)).float()
 
 # %% ../nbs/10_dependence.ipynb #938511b4
@@ -183,7 +175,7 @@ def independence_test(
 def half_samples(
     n: int, # rows
     n_boot: int = 100, # replicates
-    seed: int = 0,
+    seed: int = 0, # of the halves
 ) -> list: # of sorted index arrays, each `n // 2` long
     "Random halves of the rows, without replacement"
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Factor', 'as_factors', 'as_blocks', 'equal_width_bins', 'label_entropy', 'mi_matrix', 'Regressor', 'ridge_probe',
-           'mlp_regressor', 'Reading', 'read_factor', 'linear_importance', 'refit', 'each_dimension', 'boosted_trees',
+           'mlp_regressor', 'Reading', 'read_factor', 'linear_importance', 'refit', 'boosted_trees',
            'boosted_importance', 'block_sums', 'dci_disentanglement', 'dci_completeness', 'explicitness_area',
            'explicitness_es', 'capacity_readings', 'top_gap', 'mig', 'balanced_accuracy', 'sap_matrix', 'modularity',
            'auc', 'explicitness_auc', 'active_codes', 'infom', 'infoc', 'med', 'top_k_med']
@@ -18,7 +18,6 @@ import torch
 from scipy.spatial import KDTree
 from scipy.special import digamma, entr
 from scipy.stats import rankdata
-from torch import nn
 from torch.nn import functional as F
 
 from .probing import (_different, _fit_softmax, _mlp_net, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings,
@@ -365,12 +364,6 @@ def refit(
     if isinstance(p, Regressor): return replace(p, weight=_ridge(z, ((y - p.y_mean) / p.y_std).to(z), p.l2))
     W, b = _fit_softmax(z, y.to(z.device), len(p.bias), p.l2, (p.weight, p.bias))
     return replace(p, weight=W, bias=b)
-
-def each_dimension(
-    D: int, # width of the embedding
-) -> list: # `D` slices of one dimension
-    "Every dimension as a part of its own"
-    return [slice(i, i + 1) for i in range(D)]
 
 # %% ../nbs/11_disentanglement.ipynb #8f1ef80d
 def _tree_rows(factors, n, seed):

@@ -364,9 +364,9 @@ class SliceLoss(nn.Module):
         one_of('reduction', reduction, ('mean', 'sum'))
         self.n_slices,self.tau,self.reduction,self.check_finite = check_slices(n_slices),tau,reduction,check_finite
 
-    def forward(self, z0, z1):
+    def forward(self, z0, z1, *kind):
         if self.check_finite: check_values(z0, z1)
-        return self.loss(z0, z1)
+        return self.loss(z0, z1, *kind)
 
     def loss(self, z0, z1)->Tensor: raise TypeError(f'{type(self).__name__} must define loss(z0, z1)')
     def extra_repr(self): return f'{self.name}, n_slices={self.n_slices}, tau={self.tau}, reduction={self.reduction!r}'

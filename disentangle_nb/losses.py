@@ -6,8 +6,8 @@
 __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'routes_of', 'check_numbers', 'RoutedMax', 'InferredMax', 'info_nce_within',
            'chance_within', 'likeliest', 'category_loss', 'CategoryMax', 'make_base', 'ramp', 'unique_names',
            'hold_first', 'check_objective', 'DisentangleLoss', 'info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent',
-           'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax', 'info_min', 'ortho', 'hess', 'hsic',
-           'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
+           'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax', 'info_min', 'ortho', 'hess',
+           'slice_hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
 
 # %% ../nbs/04_losses.ipynb #25690ad1
 import math
@@ -20,11 +20,11 @@ from torch import nn, Tensor
 from .model import check_slices, split_slices
 from .infonce import (info_nce, info_nce_grad, info_nce_floor, nt_xent, sub_info_nce, unit, zero_of, joined,
                                     SliceLoss, InfoMax, SubInfoMax, one_of, reduced, check_pair, check_values)
-from .regularizers import info_min, ortho, hess, hsic, InfoMinReg, OrthoReg, HessReg, HSICReg
+from .regularizers import info_min, ortho, hess, slice_hsic, InfoMinReg, OrthoReg, HessReg, HSICReg
 
 # %% ../nbs/04_losses.ipynb #6688240e
 _all_ = ['info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent', 'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax',
-         'info_min', 'ortho', 'hess', 'hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
+         'info_min', 'ortho', 'hess', 'slice_hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
 
 # %% ../nbs/04_losses.ipynb #6caa6004
 REGULARIZERS:dict = dict(
@@ -74,8 +74,7 @@ class RoutedMax(SliceLoss):
         self.routes = [list(r) for r in routes]
         if not self.routes or not all(self.routes): raise ValueError(f"each slice needs the numbers of one kind or more in its route, got the routes {self.routes}")
 
-    def forward(self, z0, z1, kind):
-        if self.check_finite: check_values(z0, z1)
+    def loss(self, z0, z1, kind):
         with joined(z0, z1) as z:
             check_numbers('kind', kind, z0)
             slices = [unit(s) for s in split_slices(z, self.n_slices)]
@@ -103,10 +102,7 @@ class InferredMax(RoutedMax):
         if len(kinds) != len(self.routes) or set(each) not in ({1}, {len(kinds) - 1}):
             raise ValueError(f"kinds that are found have no names, so each must fix one factor, or all but one of as many factors as there are kinds; got the routes {self.routes}")
 
-    def forward(self, z0, z1, kind):
-        if self.ready: return super().forward(z0, z1, kind)
-        if self.check_finite: check_values(z0, z1)
-        return info_nce(z0, z1, self.tau, self.reduction)
+    def loss(self, z0, z1, kind): return super().loss(z0, z1, kind) if self.ready else info_nce(z0, z1, self.tau, self.reduction)
 
     def present(self, kind): return [g for g in super().present(kind) if (kind == g).sum() > 1]
 
@@ -259,7 +255,7 @@ class DisentangleLoss(nn.Module):
         super().__init__()
         lam = torch.as_tensor(lam, dtype=torch.float64).tolist()
         regs = [] if regs is None else [regs] if isinstance(regs, nn.Module) and not isinstance(regs, nn.ModuleList) else [r for r in regs if r is not None]
-        if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction, check_finite=check_finite) | kwargs
+        if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction) | kwargs
         self.base,self.regs = make_base(base, **kwargs),nn.ModuleList(regs)
         check_objective(self.base, regs, lam, hold, gain)
         self.names,self.uses_kind = unique_names([self.base, *regs]),getattr(self.base, 'uses_kind', False)

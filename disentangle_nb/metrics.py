@@ -34,10 +34,10 @@ from .dependence import (cka, distance_correlation, half_sample_interval, half_s
                                        seed_agreement, slice_dependence)
 from .disentanglement import (Factor, Reading, _binned_mi, _knn_mi, _squared_correlation, _threshold_hits, _tree_rows, active_codes, as_blocks, as_factors,
                                             balanced_accuracy, block_sums, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
-                                            dci_disentanglement, each_dimension, equal_width_bins, explicitness_area,
+                                            dci_disentanglement, equal_width_bins, explicitness_area,
                                             explicitness_auc, explicitness_es, infoc, infom, label_entropy, linear_importance, med,
                                             mi_matrix, mig, modularity, read_factor, refit, sap_matrix, top_gap, top_k_med)
-from .probing import _different, check_embeddings, heat_map, markdown_table, match_slices, parse_slices
+from .probing import _different, as_slices, check_embeddings, heat_map, markdown_table, match_slices, parse_slices
 
 # %% ../nbs/12_metrics.ipynb #36d640f9
 _all_ = ["hsic", "cka", "distance_correlation", "independence_test", "seed_agreement", "slice_dependence", "Factor", "Reading", "as_factors",
@@ -193,7 +193,7 @@ def _importance(m, x, i=None):
     "Linear importance of the blocks and of the dimensions, of probes fitted again on training rows `i`"
     probes = [r.probe for r in m.reads["linear"]["r"]]
     if i is not None: x, probes = x[i], [refit(p, x[i], f.train[i]) for p, f in zip(probes, m.factors)]
-    return [linear_importance(x, probes, parts) for parts in ([m.parts[b] for b in m.blocks], each_dimension(x.shape[1]))]
+    return [linear_importance(x, probes, parts) for parts in ([m.parts[b] for b in m.blocks], as_slices(x.shape[1], x.shape[1]))]
 
 def _linear_dci(m, x, i=None):
     "DCI with linear importances"

@@ -58,7 +58,11 @@ def conv_bn(
 
 class BasicBlock(nn.Module):
     "Two convolutions beside a shortcut"
-    def __init__(self, c_in, c_out, stride=1):
+    def __init__(self,
+                 c_in: int, # channels
+                 c_out: int, # channels of the result
+                 stride: int = 1 # of the first convolution
+                ):
         super().__init__()
         self.path = nn.Sequential(conv_bn(c_in, c_out, stride), conv_bn(c_out, c_out, act=False))
         same = stride == 1 and c_in == c_out
@@ -212,7 +216,7 @@ class KindMixture(nn.Module):
         d = difference(z0.double().cpu(), z1.double().cpu())
         n, least = len(d), 10 * len(self.scales) * d.shape[1]
         if n < least: raise ValueError(f'{len(self.scales)} kinds in {d.shape[1]} dimensions need {least} pairs or more, got {n}')
-        if not d.isfinite().all(): raise ValueError('the embeddings hold NaN or infinite values')
+        if not d.isfinite().all(): raise ValueError('the embeddings hold NaN or infinite values: look at the input, or lower the learning rate')
         if not d.any(): raise ValueError('the two views of every pair are embedded alike: there is no difference to find kinds in')
         generator = torch.Generator().manual_seed(seed)
         _, params = max((fit_once(d, len(self.scales), self.dof, steps, generator) for _ in range(restarts)), key=lambda fit: fit[0])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HESS_FORMS', 'RIDGE', 'sum_pairs', 'equal_slices', 'log_denominators', 'info_min', 'InfoMinReg', 'permutation',
            'TiledOverlap', 'overlap', 'ortho', 'OrthoReg', 'hess', 'HessReg', 'above_diagonal', 'check_width',
-           'rbf_kernel', 'centre', 'whitened', 'hsic', 'HSICReg']
+           'rbf_kernel', 'centre', 'whitened', 'slice_hsic', 'HSICReg']
 
 # %% ../nbs/03_regularizers.ipynb #49d8c756
 import math
@@ -246,7 +246,7 @@ def whitened(
     return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(covariance).L, x.T, upper=False).T
 
 # %% ../nbs/03_regularizers.ipynb #3f5b8c74
-def hsic(
+def slice_hsic(
     z0:Tensor, # Projections of the first views, `(N, D)`, raw
     z1:Tensor, # Projections of the second views, `(N, D)`, raw
     n_slices:int|Sequence[int]=2, # Number of equal slices, or their widths
@@ -280,4 +280,4 @@ class HSICReg(SliceLoss):
 
     @property
     def name(self): return 'hsic_white' if self.whiten else 'hsic_debiased' if self.debiased else 'hsic'
-    def loss(self, z0, z1): return hsic(z0, z1, self.n_slices, self.debiased, self.normalize, self.whiten, self.width)
+    def loss(self, z0, z1): return slice_hsic(z0, z1, self.n_slices, self.debiased, self.normalize, self.whiten, self.width)

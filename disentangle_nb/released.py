@@ -292,7 +292,7 @@ def released_shards(
     if not totals:
         others = sorted({m[0].partition('-')[0] for m in there}) or ['no released shard at all']
         raise FileNotFoundError(f'{folder} has no shard {stem}-*; it has {", ".join(others)}')
-    if len(totals) > 1: raise ValueError(f'{folder} mixes sets of {" and ".join(map(str, sorted(totals)))} shards of {stem}')
+    if len(totals) > 1: raise ValueError(f'{folder} mixes sets of {" and ".join(map(str, sorted(totals)))} shards of {stem}: keep one set')
     paths = [shard_path(folder, kind, split, n, max(totals)) for n in range(max(totals))]
     if missing := [p.name for p in paths if not p.exists()]:
         raise FileNotFoundError(f'{folder} lacks {len(missing)} of {len(paths)} shards: {", ".join(missing)}')

@@ -163,6 +163,9 @@ class Run:
     @property
     def slices(self): return as_slices(self.config['slices'], self.parts['test'][0].shape[1])
 
+    @cached_property
+    def classes(self): return self.source().classes
+
     def source(self,
                part: str = 'test' # `train`, `valid` or `test`
               ): # a `Source`
@@ -274,8 +277,8 @@ def plot_neighbours(
     "Each query, and beside it its nearest test images by each slice, a row a slice"
     z, factors = run.parts['test']
     pick = [np.r_[q, near] for q in queries for s in run.slices for near in nearest(z[:, s], [q], k)]
-    titles = [f'query, r_{i}' if n == 0 else f'{factors[j, 0]} · {factors[j, 2]}'
-              for i_row, row in enumerate(pick) for i in [i_row % len(run.slices)] for n, j in enumerate(row)]
+    called = lambda j: ' · '.join(str(run.classes[f][factors[j, FACTORS.index(f)]])[:10] for f in run.card.match)
+    titles = [called(j) if n else f'query, r_{i % len(run.slices)}' for i, row in enumerate(pick) for n, j in enumerate(row)]
     show_images(run.images()[torch.as_tensor(np.concatenate(pick))], titles, cols=k + 1, size=1.2)
 
 # %% ../nbs/07_results.ipynb #13b81449

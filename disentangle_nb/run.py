@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'SPANS', 'OPTIONS', 'chip', 'hardware', 'versions', 'use_bf16', 'load_sources', 'train_stream', 'model_of',
-           'callbacks', 'make_learner', 'check_folder', 'is_finished', 'begin', 'finish', 'picture', 'run',
-           'check_ranges', 'fail_plainly', 'ranks', 'run_options', 'disentangle_run', 'arguments', 'disentangle_report']
+           'loss_of', 'callbacks', 'make_learner', 'check_folder', 'begin', 'finish', 'picture', 'run', 'check_ranges',
+           'fail_plainly', 'ranks', 'folder_options', 'run_options', 'disentangle_run', 'arguments',
+           'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #ab6fd3a6
-import inspect, io, json, os, platform, re, sys, time
+import inspect, io, json, os, platform, re, sys
 from contextlib import nullcontext
 from importlib.metadata import version
 from math import inf
@@ -20,7 +21,7 @@ from fastcore.script import Param, call_parse
 
 from .losses import BASES, REGULARIZERS, DisentangleLoss, make_reg, routes_of
 from .model import SlicedModel, slice_widths
-from .overlay import Augment, PairStream, only_writer, parse_kinds, stream_dls
+from .overlay import NAMED, Augment, PairStream, only_writer, parse_kinds, stream_dls
 from .probing import parse_slices
 from .released import released_stream
 from .results import PARTS, Run, _save, embed_parts, judge, plot_run, shared_factors, source_of, validation_probe, write_json, write_report, write_run
@@ -78,19 +79,39 @@ def model_of(
     config: dict # options of `disentangle_run`
 ) -> SlicedModel: # with fresh weights
     "The model that the options describe"
-    c = config
-    return SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], not c['no_final_norm'], c['size'], c['bf16'], c['base'] == 'category', c.get('heads', False))
+    c = OPTIONS | config
+    return SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], not c['no_final_norm'], c['size'], c['bf16'], c['base'] == 'category', c['heads'])
+
+def loss_of(
+    config: dict # options of `disentangle_run`
+) -> DisentangleLoss:
+    "The loss that the options describe"
+    c, shared, own = OPTIONS | config, shared_factors(config['kinds']), {}
+    base, widths = c['base'], slice_widths(c['slices'], c['dim'])
+    if not shared: raise ValueError('pairs of the kind none share no factor: nothing can be learned from them alone')
+    if len(widths) == 1 and (c['reg'] != 'none' or c['hold']): raise ValueError('a regulariser keeps slices apart, and there is one only: give --slices 2, or --reg none')
+    if base == 'category' and (len(widths) == 1 or widths[0] == 1): raise ValueError(f'the base category needs a slice as wide as there are categories, two at least, and a second slice; got widths {widths}')
+    if base == 'category': own = {'balance': c['balance']}
+    elif c['balance']: raise ValueError(f'--balance is for the base category, whose categories it keeps in use; got the base {base}')
+    if base in ('routed', 'inferred'):
+        if 'none' in c['kinds']: raise ValueError(f'the base {base} contrasts pairs by the factors that they fix, and the kind none fixes none: leave it out')
+        own = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
+        if (n := len(widths)) != len(shared):
+            raise ValueError(f'the base {base} needs a slice for each factor that is fixed: {len(shared)} ({", ".join(shared)}), got {n}; give --slices {len(shared)}')
+    reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
+    return DisentangleLoss(reg, c['lam'], base, c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], hold=c['hold'], gain=c['gain'], **own)
 
 def callbacks(
     config: dict # options of `disentangle_run`
 ) -> list: # of fastai callbacks
     "What the options add to the training loop"
-    base, start, found = config['base'], config['start'], []
+    c = OPTIONS | config
+    base, start, found = c['base'], c['start'], []
     if base in ('category', 'inferred') and not start: raise ValueError(f'the base {base} needs --start, the step at which its second stage begins')
-    if config.get('agree') is not None and base != 'category': raise ValueError(f'--agree is for the base category, which makes clusters; got the base {base}')
-    if base == 'category': found = [FindCategories(start, config.get('agree'), seed=config['seed'])]
-    if base == 'inferred': found = [FindKinds(start, len(config['kinds']), seed=config['seed'])]
-    return [TrimMemory(), *found] + ([GradCache(2 * config['micro'])] if config.get('micro') else [])
+    if c['agree'] is not None and base != 'category': raise ValueError(f'--agree is for the base category, which makes clusters; got the base {base}')
+    if base == 'category': found = [FindCategories(start, c['agree'], seed=c['seed'])]
+    if base == 'inferred': found = [FindKinds(start, len(c['kinds']), seed=c['seed'])]
+    return [TrimMemory(), *found] + ([GradCache(2 * c['micro'])] if c['micro'] else [])
 
 # %% ../nbs/09_run.ipynb #b4bc5eb2
 def make_learner(
@@ -102,22 +123,8 @@ def make_learner(
     c = config
     torch.manual_seed(c['seed'])
     dls = stream_dls(train_stream(c, sources['train']), PairStream(sources['valid'], c['kinds'], c['bs'], c['seed'], c['same']), c['epoch'], n_valid=2)
-    reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
-    shared, extra = shared_factors(c['kinds']), {}
-    if not shared: raise ValueError('pairs of the kind none share no factor: nothing can be learned from them alone')
-    widths = slice_widths(c['slices'], c['dim'])
-    if len(widths) == 1 and (c['reg'] != 'none' or c.get('hold')): raise ValueError('a regulariser keeps slices apart, and there is one only: give --slices 2, or --reg none')
-    if c['base'] == 'category' and (len(widths) == 1 or widths[0] == 1): raise ValueError(f'the base category needs a slice as wide as there are categories, two at least, and a second slice; got widths {widths}')
-    if c['base'] in ('routed', 'inferred'):
-        if 'none' in c['kinds']: raise ValueError(f'the base {c["base"]} contrasts pairs by the factors that they fix, and the kind none fixes none: leave it out')
-        extra = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
-        if (n := len(widths)) != len(shared):
-            raise ValueError(f"the base {c['base']} needs a slice for each factor that is fixed: {len(shared)} ({', '.join(shared)}), got {n}; give --slices {len(shared)}")
-    if c['base'] == 'category': extra = {'balance': c.get('balance', 0.)}
-    elif c.get('balance'): raise ValueError(f"--balance is for the base category, whose categories it keeps in use; got the base {c['base']}")
-    loss = DisentangleLoss(reg, c['lam'], c['base'], c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], hold=c.get('hold', False), gain=c.get('gain'), **extra)
-    learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'],
-                                [f'r {f}' for f in shared], callbacks(c), c)
+    loss, probed = loss_of(c), [f'r {f}' for f in shared_factors(c['kinds'])]
+    learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'], probed, callbacks(c), c)
     return distribute(learn, sync_bn=True) if dist.is_initialized() else learn
 
 # %% ../nbs/09_run.ipynb #24124db5
@@ -125,23 +132,15 @@ def check_folder(
     folder: str | Path, # of the run
     config: dict, # options
     resume: bool # go on with the run in the folder
-):
-    "Check that the folder is free, or holds a run of the same options"
-    path = Path(folder)/'config.json'
-    if not (Path(folder)/'scorecard.json').exists() and not any(Path(folder).glob('checkpoint-*.pt')): return
+) -> bool:
+    "Check that the folder is free, or holds a run of the same options; whether that run is finished"
+    path, finished = Path(folder)/'config.json', (Path(folder)/'scorecard.json').exists()
+    if not finished and not any(Path(folder).glob('checkpoint-*.pt')): return False
     if not resume: raise ValueError(f'{folder} already holds a run; add --resume to go on with it, or choose another --out')
     try: old = json.loads(path.read_text()) if path.exists() else config
     except ValueError as e: raise ValueError(f'{path} is damaged ({e}); remove it to go by the options in the checkpoints') from e
     check_options(old, config, folder)
-
-def is_finished(
-    folder: Path, # of the run
-    config: dict, # options
-    resume: bool # go on with the run in the folder
-) -> bool:
-    "Whether the folder holds the whole run; checked first"
-    check_folder(folder, config, resume)
-    return (Path(folder)/'scorecard.json').exists()
+    return finished
 
 def begin(
     folder: Path, # of the run
@@ -185,7 +184,7 @@ def run(
 ) -> Run: # None on other ranks than the first
     "Train, probe and write one run"
     folder, first = Path(folder), this_rank() == 0
-    if from_first(lambda: is_finished(folder, config, resume)): return picture(folder) if first else None
+    if from_first(lambda: check_folder(folder, config, resume)): return picture(folder) if first else None
     sources = first_then_others(lambda: load_sources(config))
     config = config | {'images': ' '.join(s.digest() for s in sources.values())}
     learn = make_learner(config, sources, folder)
@@ -233,6 +232,12 @@ def ranks(
     return process_group() if int(os.environ.get('WORLD_SIZE', 1)) > 1 else nullcontext()
 
 # %% ../nbs/09_run.ipynb #5c0e71aa
+def folder_options(
+    config: dict # options of `disentangle_run`
+) -> list: # of names
+    "The options that name folders of this machine, where they are given"
+    return [k for k in ('path', 'digits', 'backgrounds', 'released', 'data') if config.get(k) and not (k == 'data' and config[k] in NAMED)]
+
 def run_options(
     options: dict, # of `disentangle_run`, as they were given
     out: str | Path, # folder of the run
@@ -247,8 +252,7 @@ def run_options(
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
     keep_freed_memory()
     config = {k: v for k, v in options.items() if k not in ('threads', 'precision')}
-    folders = ['path', 'digits', 'backgrounds', 'released'] + ['data'] * (options['data'] not in ('embedded', 'mnist_stl10'))
-    config |= {k: str(Path(config[k]).expanduser().resolve()) for k in folders if config[k]} # found again from any folder
+    config |= {k: str(Path(config[k]).expanduser().resolve()) for k in folder_options(config)} # found again from any folder
     config |= {'kinds': parse_kinds(options['kinds']), 'slices': parse_slices(options['slices']), 'bf16': use_bf16(options['precision'])}
     with ranks(): return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_BASELINE', 'option', 'normal', 'different', 'check_study', 'read_study', 'expand', 'run_name', 'between_slices',
-           'without_path', 'record', 'read_records', 'write_records', 'recorded', 'find_record', 'cost', 'distance',
-           'baseline_record', 'card_of', 'tried', 'best_lam', 'is_best', 'with_weight', 'run_one', 'make_executor',
-           'waves', 'check_choices', 'pending', 'completed', 'program_of', 'run_study', 'disentangle_study']
+           'record', 'read_records', 'write_records', 'recorded', 'find_record', 'cost', 'distance', 'baseline_record',
+           'card_of', 'tried', 'best_lam', 'is_best', 'with_weight', 'run_one', 'make_executor', 'waves',
+           'check_choices', 'pending', 'completed', 'program_of', 'run_study', 'disentangle_study']
 
 # %% ../nbs/19_study.ipynb #1d6d0c0a
 import json, os, shutil, signal, subprocess, sys, time
@@ -108,18 +108,12 @@ def between_slices(
     return seen | cosine
 
 # %% ../nbs/19_study.ipynb #5b6b56c7
-def without_path(
-    options: dict # of a run
-) -> dict:
-    "What a record keeps of the options: where the images lie on a machine is not part of a run"
-    return {k: v for k, v in options.items() if k != 'path'}
-
 def record(
     run: Run, # finished
     options: dict # that the study gave it
 ) -> dict: # as JSON holds it
     "One run, in short"
-    config, options = without_folders(run.config), without_path(options)
+    config, options = without_folders(run.config), {k: v for k, v in options.items() if k != 'path'} # where the images lie is no part of a run
     tail = run.steps[-50:]
     parts = {k: sum(row[k] for row in tail) / len(tail) for k in tail[0] if k != 'step'}
     probes = [e for e in run.epochs if 'r DC' in e]

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np, torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import combined_cos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner

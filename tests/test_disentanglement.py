@@ -6,14 +6,15 @@ from hypothesis import given, settings, strategies as st
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression, r_regression
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import balanced_accuracy_score, log_loss, mutual_info_score, roc_auc_score
+from sklearn.metrics import log_loss, mutual_info_score, roc_auc_score
 
 import references as ref
 
 from disentangle_nb.disentanglement import (active_codes, as_blocks, as_factors, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
-                                            dci_disentanglement, each_dimension, explicitness_area, explicitness_auc, explicitness_es, infoc,
+                                            dci_disentanglement, explicitness_area, explicitness_auc, explicitness_es, infoc,
                                             infom, label_entropy, linear_importance, med, mi_matrix, mig, modularity, read_factor,
                                             refit, sap_matrix, top_gap, top_k_med)
+from disentangle_nb.probing import as_slices
 
 SEEDS = range(20)
 
@@ -189,7 +190,7 @@ def test_linear_importance_is_the_mean_absolute_weight_and_the_logits_spread():
         fs = as_factors(y, y)
         probes = [read_factor(x, x, f, l2=[1e-2]).probe for f in fs]
         W = [np.abs(p.weight.numpy()).mean(0) for p in probes]
-        assert linear_importance(x, probes, each_dimension(5)) == pytest.approx(np.stack([w / w.sum() for w in W], 1), abs=1e-5)
+        assert linear_importance(x, probes, as_slices(5, 5)) == pytest.approx(np.stack([w / w.sum() for w in W], 1), abs=1e-5)
         z = [(x - p.mean.numpy()) / p.std.numpy() for p in probes]
         spread = np.array([[(z[j][:, s] @ p.weight.numpy()[:, s].T).std(0).mean() for j, p in enumerate(probes)] for s in (slice(0, 2), slice(2, 5))])
         assert linear_importance(x, probes, [slice(0, 2), slice(2, 5)]) == pytest.approx(spread / spread.sum(0), abs=1e-5)

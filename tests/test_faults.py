@@ -1,6 +1,5 @@
 "Runs that are killed, stopped, damaged, short of disk or doubled: nothing is lost, and they go on to the last bit"
-import csv, errno, io, itertools, json, multiprocessing, os, random, signal, time, warnings
-from contextlib import contextmanager
+import csv, errno, io, itertools, multiprocessing, os, random, signal, time, warnings
 from pathlib import Path
 
 import pytest, torch

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
 import references as ref
-from disentangle_nb.metrics import MetricsCard, _write, bench_metrics, compare, disentangle_metrics, load_cards, load_embeddings, metrics_card, save_cards
+from disentangle_nb.metrics import MetricsCard, _write, compare, disentangle_metrics, load_cards, load_embeddings, metrics_card, save_cards
 from disentangle_nb.probing import scorecard
 
 QUICK = dict(mlp=False, widths=(), n_boot=0, n_refit=0, n_perm=0)
@@ -214,13 +214,13 @@ def test_bad_input(change, error):
 def test_degenerate_but_defined():
     constant = X.copy()
     constant[:, 2] = 0.1
-    for x, y, kw in [(constant, Y, {}), (X[:40], Y[:40], dict(test=(X[40:60], Y[40:60]))), (np.repeat(X, 10, 1)[:100], Y[:100], {}),
-                     (X, Y, dict(test=(X[Y[:, 0] != 3][:80], Y[Y[:, 0] != 3][:80]))), (X, Y[:, 0], {}), (X, Y, dict(slices=1)), (X, Y, dict(slices=12)),
-                     (X * 1e-6, Y, {}), (X * 1e6, Y, {}), (np.zeros_like(X), Y, {})]:
-        card = metrics_card(x, y, **{**QUICK, **kw})
-        for cols in card.values.values():
-            for e in cols.values(): assert e["value"] is None or np.isfinite(e["value"])
-    assert block(metrics_card(np.zeros_like(X), Y, **QUICK), "leakage_share") is None
+    one_factor = {f"{m}/{c}" for m in ("dci_disentanglement", "infom", "med", "modularity", "top_k_med") for c in ("block", "dimension")}
+    for x, y, kw, undefined in [(constant, Y, {}, set()), (X[:40], Y[:40], dict(test=(X[40:60], Y[40:60])), set()), (np.repeat(X, 10, 1)[:100], Y[:100], {}, set()),
+                                (X, Y, dict(test=(X[Y[:, 0] != 3][:80], Y[Y[:, 0] != 3][:80])), set()), (X, Y[:, 0], {}, one_factor),
+                                (X, Y, dict(slices=1), {"dci_completeness/block", "gap/block", "infoc/block"}), (X, Y, dict(slices=12), set()),
+                                (X * 1e-6, Y, {}, set()), (X * 1e6, Y, {}, set()), (np.zeros_like(X), Y, {}, {"infom/dimension", "infoc/dimension", "leakage_share/block"})]:
+        values = metrics_card(x, y, **{**QUICK, **kw}).values
+        assert {f"{m}/{c}" for m, columns in values.items() for c, e in columns.items() if e["value"] is None} == undefined
 
 
 def test_npz_files(tmp_path):
@@ -308,11 +308,6 @@ def test_command_line(tmp_path):
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
     assert "--boosted" in run("--help").stdout
     assert run().returncode == 2
-
-
-def test_benchmark_prints_seconds():
-    card = bench_metrics(600, 16, mlp=False, widths=())
-    assert card.meta["seconds"] > 0 and card.meta["n_train"] + card.meta["n_test"] == 600
 
 
 def test_a_seed_or_a_method_without_a_metric_keeps_the_others():

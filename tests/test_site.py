@@ -1,5 +1,5 @@
 "The documentation site: builds without a broken link, needs no network, and works in a browser from `file://`."
-import importlib, inspect, json, re, subprocess, sys
+import importlib, inspect, re, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -133,7 +133,7 @@ def test_public_symbols_are_shown_with_signature_and_source(site):
 
 
 # Readers and writers of the protocol buffers' wire format, and others whose only parameter is what their name says.
-self_explaining = {'check_tau', 'BasicBlock', 'half_samples', 'disentangle_metrics', 'Reading', 'whole_blocks', 'masked_crc', 'frame', 'varint',
+self_explaining = {'check_tau', 'disentangle_metrics', 'Reading', 'whole_blocks', 'masked_crc', 'frame', 'varint',
                    'read_varint', 'wire_fields', 'wire_field', 'read_floats', 'signed', 'read_ints', 'read_feature', 'packed_list', 'one_value',
                    'numbered_records'}
 

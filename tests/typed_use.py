@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from disentangle_nb.bench import make_loss, measure
-from disentangle_nb.dependence import cka, hsic as kernel_hsic, independence_test, seed_agreement, slice_dependence
+from disentangle_nb.dependence import cka, hsic, independence_test, seed_agreement, slice_dependence
 from disentangle_nb.disentanglement import Factor, as_factors, boosted_trees, mig, read_factor, ridge_probe
 from disentangle_nb.findings import findings_table, methods_table, plot_tradeoff
 from disentangle_nb.gallery import Embedded, explorer_html, own_slices, retrieval_accuracy, write_explorer, write_gallery
 from disentangle_nb.infonce import SliceLoss, info_nce, info_nce_floor, joined, sub_info_nce
 from disentangle_nb.leaderboard import leaderboard, leaderboard_rows
-from disentangle_nb.losses import (REGULARIZERS, DisentangleLoss, HessReg, HSICReg, InfoMinReg, OrthoReg, SubInfoMax, hess, hsic, info_min, make_base,
-                                   make_reg, ortho, routes_of)
+from disentangle_nb.losses import (REGULARIZERS, DisentangleLoss, HessReg, HSICReg, InfoMinReg, OrthoReg, SubInfoMax, hess, info_min, make_base,
+                                   make_reg, ortho, routes_of, slice_hsic)
 from disentangle_nb.metrics import MetricsCard, compare, load_cards, load_embeddings, metrics_card, save_cards
 from disentangle_nb.model import SlicedModel, embed, make_encoder, n_features, small_resnet, split_slices
 from disentangle_nb.overlay import (Augment, PairStream, Source, compose, draw_pairs, load_checked, load_source, make_grid, pair_dls, sample,
@@ -40,7 +40,7 @@ def borrow_a_loss(z0: Tensor, z1: Tensor):
     make_reg('hess', n_slices=[2, 6], tau=.2)(z0, z1).backward()
     make_base('whole', tau=.1), make_base(nn.Identity())
     values: list[Tensor] = [info_nce(z0, z1, tau=.2), sub_info_nce(z0, z1, (2, 6)), info_min(z0, z1, 2), ortho(z0, z1, 2, permute='fixed'),
-                            ortho(z0, z1, permute=None), hess(z0, z1, [2, 6], form='batch'), hsic(z0, z1, z0.shape[:1])]
+                            ortho(z0, z1, permute=None), hess(z0, z1, [2, 6], form='batch'), slice_hsic(z0, z1, z0.shape[:1])]
     floor: float = info_nce_floor(256, 10)
     info_nce(z0, z1, tau='0.1') # pyright: ignore[reportArgumentType]
     hess(z0, z1, n_slices='2') # pyright: ignore[reportArgumentType]
@@ -162,7 +162,7 @@ def measure_an_embedding(x: np.ndarray, y: Tensor, rows: np.ndarray):
     save_cards({'pca': card}, 'cards.json')
     card.plot().savefig('card.png')
     print(card, compare({'pca': [card, card], 'other': [card, card]}, baseline='pca'), load_cards(Path('cards.json'))['pca'].values['mig'])
-    numbers: list[float] = [cka(x, y), kernel_hsic(x, y, 'linear', bandwidth=(1., 2.)), independence_test(x, x, n_perm=99)]
+    numbers: list[float] = [cka(x, y), hsic(x, y, 'linear', bandwidth=(1., 2.)), independence_test(x, x, n_perm=99)]
     slice_dependence(x, [16, 48]), seed_agreement(x, x, slices=(16, 48))
     factors: list[Factor] = as_factors(y, y, names=['a', 'b'])
     reading = read_factor(x, x, factors[0], 'mlp', width=64)
