@@ -47,11 +47,12 @@ def routes_of(
     kinds, # For each kind of pair the factors it fixes, such as `['DC', 'BC']` or `['DC-BC', 'DC-DL', 'BC-DL']`
 )->dict: # From each factor that is fixed by a kind to the numbers of the kinds that fix it
     "Which kinds of pairs tell about which factor"
-    routes = {f: [i for i,k in enumerate(kinds) if f in k.split('-')] for k in kinds for f in k.split('-')}
+    kinds = kinds.split(',') if isinstance(kinds, str) else list(kinds)
+    routes = {f: [i for i,k in enumerate(kinds) if f in k.split('-')] for k in kinds if k != 'none' for f in k.split('-')}
     fixed = torch.tensor([[float(i in r) for r in routes.values()] for i in range(len(kinds))])
     rank = torch.linalg.matrix_rank
     lost = [f for f,row in zip(routes, torch.eye(len(routes))) if rank(torch.cat([fixed, row[None]])) > rank(fixed)]
-    if lost: raise ValueError(f"the kinds {list(kinds)} do not tell {', '.join(lost)} apart, so no slice can hold one of them alone: add a kind that fixes some of them only")
+    if lost: raise ValueError(f"the kinds {kinds} do not tell {', '.join(lost)} apart, so no slice can hold one of them alone: add a kind that fixes some of them only")
     return routes
 
 # %% ../nbs/04_losses.ipynb #80923f64
@@ -144,6 +145,7 @@ def category_loss(
     balance:float=0., # Weight of the entropy that their use lacks, 0 or more
 )->Tensor: # Scalar, nats
     "Cross-entropy of each view's category with the likeliest of the pair"
+    p0,p1 = (p.to(torch.promote_types(p.dtype, torch.float32)) for p in (p0, p1))
     c = likeliest(p0, p1)[:, None]
     tiny,use = torch.finfo(p0.dtype).tiny,torch.cat([p0, p1]).mean(0)
     total = -sum(p.gather(1, c).clamp_min(tiny).log().sum() for p in (p0, p1))
@@ -166,7 +168,7 @@ class CategoryMax(SliceLoss):
         check_pair(z0, z1)
         (p0,*rest0),(p1,*rest1) = split_slices(z0, self.n_slices),split_slices(z1, self.n_slices)
         if not self.ready: return info_nce(p0, p1, self.tau, self.reduction)
-        if not ((p0.sum(1) - 1).abs().max() < .01 and p0.min() >= 0):
+        if any(((p.sum(1) - 1).abs() >= .01).any() or (p < 0).any() for p in (p0, p1)): # NaN passes, and is named where training stops
             raise ValueError('the first slice must hold probabilities: give the model categories=True, and the callback FindCategories')
         group = likeliest(p0, p1)
         within = [info_nce_within(a, b, group, self.tau, 'sum') for a,b in zip(rest0, rest1)]
@@ -229,6 +231,7 @@ def check_objective(
     for r in regs:
         if not isinstance(base, InfoMax) and hasattr(base, 'n_slices') and hasattr(r, 'n_slices') and number(r.n_slices) != number(base.n_slices):
             raise ValueError(f"base and regulariser cut different slices: {type(base).__name__} has n_slices={base.n_slices}, {type(r).__name__} {r.n_slices}; give both the same")
+    if not all(math.isfinite(l) for l in (lam if isinstance(lam, list) else [lam])): raise ValueError(f"lam must be finite, got {lam}")
     if gain is not None and not 0 < gain < math.inf: raise ValueError(f"gain must be positive and finite, got {gain}")
     if hold and not hasattr(base, 'n_slices'): raise ValueError(f"hold needs a base with slices, got {type(base).__name__}")
     if gain is not None and not hasattr(base, 'gain'): raise ValueError(f"gain needs a base that tells what it gains over chance, such as 'category', got {type(base).__name__}")
@@ -258,6 +261,7 @@ class DisentangleLoss(nn.Module):
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction) | kwargs
         self.base,self.regs = make_base(base, **kwargs),nn.ModuleList(regs)
         check_objective(self.base, regs, lam, hold, gain)
+        if warmup < 0: raise ValueError(f"warmup must be 0 steps or more, got {warmup}")
         self.names,self.uses_kind = unique_names([self.base, *regs]),getattr(self.base, 'uses_kind', False)
         self.lam,self.warmup,self.start,self.gain,self.check_finite = lam,warmup,start,gain,check_finite
         self.held,self.step,self.parts = self.base.n_slices if hold else None,0,{}

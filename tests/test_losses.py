@@ -861,3 +861,22 @@ def test_odd_numbers_of_rows(rows):
     from disentangle_nb.infonce import log_sum_exp, similarity
     z = unit(torch.randn(rows, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(log_sum_exp(z, z, .1), similarity(z, z, .1).logsumexp(1))
+
+
+@pytest.mark.parametrize('options, message', [(dict(warmup=-5), 'warmup must be 0 steps or more'), (dict(lam=float('nan')), 'lam must be finite')])
+def test_weights_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message): L.DisentangleLoss(L.HSICReg(), **options)
+
+
+def test_categories_that_are_none_are_refused_and_nan_is_left_to_who_asks():
+    loss, z = L.CategoryMax(n_slices=[4, 4]), torch.cat([torch.eye(4).repeat(4, 1), torch.randn(16, 4)], 1)
+    assert loss(z, z).isfinite()
+    for views in ((z, torch.randn(16, 8)), (torch.randn(16, 8), z)):
+        with pytest.raises(ValueError, match='must hold probabilities'): loss(*views)
+    z[0, 0] = float('nan')
+    assert loss(z, z).isnan()
+
+
+def test_half_precision_categories_do_not_overflow():
+    p = torch.full((16384, 10), .1).half()
+    assert L.category_loss(p, p).item() == pytest.approx(math.log(10), abs=1e-3)
