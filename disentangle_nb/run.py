@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'SPANS', 'OPTIONS', 'chip', 'hardware', 'versions', 'use_bf16', 'load_sources', 'train_stream', 'model_of',
-           'loss_of', 'callbacks', 'make_learner', 'check_folder', 'begin', 'finish', 'picture', 'run', 'check_ranges',
+           'callbacks', 'loss_of', 'make_learner', 'check_folder', 'begin', 'finish', 'picture', 'run', 'check_ranges',
            'fail_plainly', 'ranks', 'folder_options', 'run_options', 'disentangle_run', 'arguments',
            'disentangle_report']
 
@@ -82,6 +82,19 @@ def model_of(
     c = OPTIONS | config
     return SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], not c['no_final_norm'], c['size'], c['bf16'], c['base'] == 'category', c['heads'])
 
+def callbacks(
+    config: dict # options of `disentangle_run`
+) -> list: # of fastai callbacks
+    "What the options add to the training loop"
+    c = OPTIONS | config
+    base, start, found = c['base'], c['start'], []
+    if base in ('category', 'inferred') and not start: raise ValueError(f'the base {base} needs --start, the step at which its second stage begins')
+    if c['agree'] is not None and base != 'category': raise ValueError(f'--agree is for the base category, which makes clusters; got the base {base}')
+    if base == 'category': found = [FindCategories(start, c['agree'], seed=c['seed'])]
+    if base == 'inferred': found = [FindKinds(start, len(c['kinds']), seed=c['seed'])]
+    return [TrimMemory(), *found] + ([GradCache(2 * c['micro'])] if c['micro'] else [])
+
+# %% ../nbs/09_run.ipynb #2243dcd9
 def loss_of(
     config: dict # options of `disentangle_run`
 ) -> DisentangleLoss:
@@ -100,18 +113,6 @@ def loss_of(
             raise ValueError(f'the base {base} needs a slice for each factor that is fixed: {len(shared)} ({", ".join(shared)}), got {n}; give --slices {len(shared)}')
     reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
     return DisentangleLoss(reg, c['lam'], base, c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], hold=c['hold'], gain=c['gain'], **own)
-
-def callbacks(
-    config: dict # options of `disentangle_run`
-) -> list: # of fastai callbacks
-    "What the options add to the training loop"
-    c = OPTIONS | config
-    base, start, found = c['base'], c['start'], []
-    if base in ('category', 'inferred') and not start: raise ValueError(f'the base {base} needs --start, the step at which its second stage begins')
-    if c['agree'] is not None and base != 'category': raise ValueError(f'--agree is for the base category, which makes clusters; got the base {base}')
-    if base == 'category': found = [FindCategories(start, c['agree'], seed=c['seed'])]
-    if base == 'inferred': found = [FindKinds(start, len(c['kinds']), seed=c['seed'])]
-    return [TrimMemory(), *found] + ([GradCache(2 * c['micro'])] if c['micro'] else [])
 
 # %% ../nbs/09_run.ipynb #b4bc5eb2
 def make_learner(

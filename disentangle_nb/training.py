@@ -241,8 +241,9 @@ def check_options(
     new: dict, # options now
     where # the run is saved, for the error
 ):
-    "Raise `ValueError` unless the options are the same; hardware and versions may differ, and an option that is newer than the run is off"
-    differ = [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in new.items() if k not in ('hardware', 'versions') and old.get(k) != v and (k in old or v)]
+    "Raise `ValueError` unless the options are the same; hardware and versions may differ, an option that is newer than the run is off, and which images an older run had is not known"
+    known = lambda k, v: k in old or v and k != 'images'
+    differ = [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in new.items() if k not in ('hardware', 'versions') and old.get(k) != v and known(k, v)]
     if differ: raise ValueError(f'{where} holds a run of other options: {", ".join(differ)}')
 
 # %% ../nbs/05_training.ipynb #93c323a6

@@ -694,6 +694,11 @@ def test_parts_have_names_of_their_own():
     torch.testing.assert_close(total, loss.parts['subinfomax'] + 111 * loss.parts['Gap'])
 
 
+def test_the_package_offers_everything_in_one_place():
+    assert {'info_nce', 'info_nce_grad', 'info_nce_floor', 'InfoMax', 'SubInfoMax', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg',
+            'DisentangleLoss', 'make_reg', 'REGULARIZERS'} <= set(L.__all__)
+
+
 @every
 def test_compiles(name):
     "One graph without breaks. The backend needs no C++ compiler; a permutation from a generator of its own is the one thing that breaks the graph"

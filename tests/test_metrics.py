@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
 import references as ref
-from disentangle_nb.metrics import MetricsCard, _write, compare, disentangle_metrics, load_cards, load_embeddings, metrics_card, save_cards
+from disentangle_nb.metrics import MetricsCard, _write, bench_metrics, compare, disentangle_metrics, load_cards, load_embeddings, metrics_card, save_cards
 from disentangle_nb.probing import scorecard
 
 QUICK = dict(mlp=False, widths=(), n_boot=0, n_refit=0, n_perm=0)
@@ -308,6 +308,11 @@ def test_command_line(tmp_path):
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
     assert "--boosted" in run("--help").stdout
     assert run().returncode == 2
+
+
+def test_benchmark_tells_seconds_and_rows():
+    card = bench_metrics(600, 16, mlp=False, widths=())
+    assert card.meta["seconds"] > 0 and card.meta["n_train"] + card.meta["n_test"] == 600
 
 
 def test_a_seed_or_a_method_without_a_metric_keeps_the_others():

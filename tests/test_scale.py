@@ -242,13 +242,13 @@ def watched(learn, *args):
 run.train = watched
 run.disentangle_run()
 """
-OPTIONS = '--data embedded --bs 12 --size 32 --steps 100 --epoch 5 --probe_every 100 --lr 1e-4 --precision fp32 --threads 1 --reg hess --quiet'.split()
+OPTIONS = '--data embedded --bs 12 --size 32 --steps 100 --epoch 5 --probe_every 100 --lr 1e-4 --precision fp32 --threads 1 --reg hess --start 2 --quiet'.split()
 
 
 def start(folder, world, *more, **env):
     "The command on `world` processes; on one, without torchrun"
     (folder.parent/'command.py').write_text(COMMAND)
-    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(world)] if world > 1 else []
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(world), '--'] if world > 1 else []
     return subprocess.Popen([sys.executable, *torchrun, folder.parent/'command.py', *OPTIONS, '--out', folder, *more],
                             env=os.environ | {'OMP_NUM_THREADS': '1'} | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
