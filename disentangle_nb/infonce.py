@@ -348,10 +348,10 @@ def info_nce_floor(
 # %% ../nbs/02_infonce.ipynb #336f77ea
 class SliceLoss(nn.Module):
     "Base of the losses: common options, called as `loss(z0, z1)` on raw projections `(N, D)`"
-    name = 'loss' # under which the value is logged; a subclass that gives none is logged by its own name
+    name = 'loss' # under which the value is logged; a class that gives none is logged by its own
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if cls.name == 'loss': cls.name = cls.__name__
+        if 'name' not in vars(cls): cls.name = cls.__name__
 
     def __init__(self, *,
         n_slices:int|Sequence[int]=2, # Slices of `z`: an int (equal contiguous widths) or a sequence of widths

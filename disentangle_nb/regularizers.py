@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HESS_FORMS', 'RIDGE', 'sum_pairs', 'equal_slices', 'log_denominators', 'info_min', 'InfoMinReg', 'permutation',
            'TiledOverlap', 'overlap', 'ortho', 'OrthoReg', 'hess', 'HessReg', 'above_diagonal', 'check_width',
-           'rbf_kernel', 'centre', 'whitened', 'slice_hsic', 'HSICReg']
+           'rbf_kernel', 'centre', 'kernel_direction', 'whitened', 'slice_hsic', 'HSICReg']
 
 # %% ../nbs/03_regularizers.ipynb #49d8c756
 import math
@@ -233,6 +233,16 @@ def centre(
     rows = (k * off).sum(-1) / (n - 2)
     return (k - rows.unsqueeze(-1) - rows.unsqueeze(-2) + rows.sum(-1).view(-1, 1, 1) / (n - 1)) * off
 
+# %% ../nbs/03_regularizers.ipynb #d51fcec0
+def kernel_direction(
+    k:Tensor, # Kernel matrices, `(V, N, N)`
+    debiased:bool=False, # U-centring instead of `HKH`?
+)->Tensor: # `(V, N*N)`, of norm 1; 0 where centring leaves nothing but rounding
+    "Centred kernel matrices as directions"
+    centred = centre(k, debiased).flatten(1)
+    rounding = 64 * torch.finfo(k.dtype).eps * k.detach().flatten(1).norm(dim=1, keepdim=True)
+    return unit(centred * (centred.detach().norm(dim=1, keepdim=True) > rounding))
+
 # %% ../nbs/03_regularizers.ipynb #1a376348
 RIDGE = 1e-4
 
@@ -261,7 +271,7 @@ def slice_hsic(
         return (whitened(s) if whiten else s).unflatten(0, (2, -1))
     with joined(z0, z1) as z:
         slices = [prepare(s) for s in split_slices(z, n_slices)]
-        kernels = [unit(centre(rbf_kernel(s, width) - 1, debiased).flatten(1)) for s in slices]
+        kernels = [kernel_direction(rbf_kernel(s, width) - 1, debiased) for s in slices]
         return sum_pairs(lambda a, b: (a * b).sum(1).mean(), kernels)
 
 # %% ../nbs/03_regularizers.ipynb #43090ccc

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .overlay import Augment, is_fixed, kind_of_each, of_pairs, parse_kinds, seeded, to_float, write_atomic
+from .overlay import Augment, is_fixed, kind_of_each, of_pairs, parse_kinds, seeded, short_hash, to_float, write_atomic
 
 # %% ../nbs/08_released.ipynb #ffafff11
 @lru_cache(1)
@@ -396,6 +396,10 @@ class ReleasedStream:
 
     @property
     def classes(self): return {f: list(range(n)) for f, n in SIZES.items()}
+
+    def digest(self) -> str: # 16 hexadecimal digits
+        "A short hash of the pictures and their factors"
+        return short_hash(t for part in self.parts for t in part)
 
     def to(self,
         device, # Any torch device

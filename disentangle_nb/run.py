@@ -123,7 +123,10 @@ def make_learner(
     "The learner that the options describe"
     c = config
     torch.manual_seed(c['seed'])
-    dls = stream_dls(train_stream(c, sources['train']), PairStream(sources['valid'], c['kinds'], c['bs'], c['seed'], c['same']), c['epoch'], n_valid=2)
+    stream = train_stream(c, sources['train'])
+    seen = [stream if c['released'] else sources['train'], sources['valid'], sources['test']]
+    c = c | {'images': ' '.join(s.digest() for s in seen)}
+    dls = stream_dls(stream, PairStream(sources['valid'], c['kinds'], c['bs'], c['seed'], c['same']), c['epoch'], n_valid=2)
     loss, probed = loss_of(c), [f'r {f}' for f in shared_factors(c['kinds'])]
     learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'], probed, callbacks(c), c)
     return distribute(learn, sync_bn=True) if dist.is_initialized() else learn
@@ -187,8 +190,8 @@ def run(
     folder, first = Path(folder), this_rank() == 0
     if from_first(lambda: check_folder(folder, config, resume)): return picture(folder) if first else None
     sources = first_then_others(lambda: load_sources(config))
-    config = config | {'images': ' '.join(s.digest() for s in sources.values())}
     learn = make_learner(config, sources, folder)
+    config = learn.config
     with only_writer(folder) if first else nullcontext():
         if state := from_first(lambda: begin(folder, config, resume)): restore(learn, state)
         train(learn, config['steps'], progress and first, config['start'])

@@ -8,7 +8,7 @@ __all__ = ['Table', 'read_table', 'shared_groups', 'far_partners', 'TableStream'
 # %% ../nbs/15_table.ipynb #7b64390b
 import csv
 from dataclasses import dataclass, replace
-from fractions import Fraction
+from decimal import Decimal
 from itertools import zip_longest
 from pathlib import Path
 
@@ -62,6 +62,7 @@ def _read_rows(path):
         reader = csv.reader(f)
         try: (_, header), *rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row] or [(1, [])]
         except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 ({e}); save it as UTF-8') from None
+        except csv.Error as e: raise ValueError(f'{path}, line {reader.line_num}: not CSV ({e})') from None
     if not rows: raise ValueError(f'{path} has no rows below its header')
     if twice := [c for i, c in enumerate(header) if c and c in header[:i]]: raise ValueError(f'{path} has two columns {twice[0]!r}')
     return [n for n, _ in rows], [dict(zip_longest(header, row[:len(header)], fillvalue='')) for _, row in rows]
@@ -78,8 +79,8 @@ def _check_columns(path, lines, rows, column, factors):
 def _class_names(path, factor, values):
     names = set(values)
     if len(names) < 2: raise ValueError(f'{path}: {factor} has one class only ({names.pop()}); leave it out with factors=')
-    try: return sorted(names, key=lambda name: (Fraction(name), name))
-    except (ValueError, ZeroDivisionError): return sorted(names)
+    try: return sorted(names, key=lambda name: (Decimal(name), name))
+    except ArithmeticError: return sorted(names)
 
 def _split_rows(path, rows, split):
     "Numbers of the rows of a split"

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'probe_metrics',
-           'checkpoint_state', 'Checkpoint', 'last_state', 'check_options', 'Resume', 'restore', 'Interrupted',
-           'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without', 'aside', 'show_cosines', 'PairLearner',
-           'disentangle_learner', 'train', 'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group',
-           'this_rank', 'from_first', 'first_then_others', 'update_statistics', 'synced_norm', 'RankModel',
-           'distribute', 'embed_pairs', 'cluster_pairs', 'FindCategories', 'FindKinds', 'keep_freed_memory',
-           'give_back_memory', 'resident_memory', 'TrimMemory']
+           'callback_states', 'set_callback_states', 'checkpoint_state', 'Checkpoint', 'last_state', 'check_options',
+           'Resume', 'restore', 'Interrupted', 'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without',
+           'aside', 'show_cosines', 'PairLearner', 'disentangle_learner', 'train', 'frozen_statistics', 'in_chunks',
+           'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first', 'first_then_others',
+           'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'embed_pairs', 'cluster_pairs',
+           'FindCategories', 'FindKinds', 'keep_freed_memory', 'give_back_memory', 'resident_memory', 'TrimMemory']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
 import copy, csv, ctypes, gc, io, json, os, random, signal, sys, threading, time, warnings
@@ -192,6 +192,11 @@ def _set_random_state(state):
     np.random.set_state(state['numpy'])
 
 # %% ../nbs/05_training.ipynb #aaffff1b
+def callback_states(learn): return {cb.name: cb.state_dict() for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
+
+def set_callback_states(learn, states):
+    for name, saved in states.items(): getattr(learn, name).load_state_dict(saved)
+
 def checkpoint_state(
     learn: Learner # of `disentangle_learner`, while it trains
 ) -> dict: # tensors, numbers and strings
@@ -201,7 +206,7 @@ def checkpoint_state(
     schedule, scaler = getattr(learn, 'schedule', None), getattr(learn, 'scaler', None)
     return {'position': learn.dls.train.position, 'model': learn.model.state_dict(), 'opt': learn.opt.state_dict(),
             'loss': learn.loss_func.loss.state_dict(), 'scaler': scaler and scaler.state_dict(), 'schedule': schedule and schedule.options,
-            'callbacks': {cb.name: cb.state_dict() for cb in learn.cbs if hasattr(type(cb), 'state_dict')},
+            'callbacks': callback_states(learn),
             'random': _random_state(), 'steps': learn.history.steps, 'epochs': learn.history.epochs,
             'spent': learn.history.seconds(), 'config': learn.config}
 
@@ -273,7 +278,7 @@ def restore(
     if learn.opt is None: learn.create_opt()
     learn.opt.load_state_dict(state['opt'])
     learn.loss_func.loss.load_state_dict(state['loss'])
-    for name, saved in state['callbacks'].items(): getattr(learn, name).load_state_dict(saved)
+    set_callback_states(learn, state['callbacks'])
     learn.dls.train.position = state['position']
     for name in ('steps', 'epochs', 'spent'): setattr(learn.history, name, state[name])
     learn.checkpoints = [state['file']] if 'file' in state else []
@@ -398,8 +403,13 @@ class PairLearner(Learner):
     path: Path
 
     def lr_find(self, *args, **kwargs):
-        "fastai's, leaving no trace in the history, the folder and the stream"
-        with aside(self, History, StopOnNaN, ProbeEvery, Checkpoint, Resume): return super().lr_find(*args, **kwargs)
+        "fastai's, leaving no trace in the history, the folder, the stream, the loss and the callbacks"
+        loss, kept = self.loss_func.loss, copy.deepcopy((self.loss_func.loss.state_dict(), callback_states(self)))
+        try:
+            with aside(self, History, StopOnNaN, ProbeEvery, Checkpoint, Resume): return super().lr_find(*args, **kwargs)
+        finally:
+            loss.load_state_dict(kept[0])
+            set_callback_states(self, kept[1])
 
     def validate(self, *args, **kwargs):
         "fastai's, leaving no trace in the stream"
@@ -665,9 +675,10 @@ class FindCategories(Callback):
                  n_pairs: int = 10_000, # to cluster; a fifth of them to look
                  seed: int = 0 # of k-means
                 ):
+        if agree is not None and at <= every: raise ValueError(f'agreement is looked at every {every} steps before the last one possible, so that must be above {every}, got {at}')
         self.at, self.agree, self.every, self.n_pairs, self.seed, self.looks = at, agree, every, n_pairs, seed, []
 
-    def state_dict(self): return {'at': self.at, 'looks': self.looks}
+    def state_dict(self): return {'at': self.at, 'looks': list(self.looks)}
 
     def load_state_dict(self, state): self.at, self.looks = state['at'], state['looks']
 
@@ -709,6 +720,7 @@ class FindKinds(Callback):
     def state_dict(self): return self.mixture and {'teacher': self.teacher.state_dict(), 'mixture': self.mixture.state_dict()}
 
     def load_state_dict(self, state):
+        self.mixture = None
         if not state: return
         self.teacher = copy.deepcopy(self.learn.model).eval().requires_grad_(False)
         self.mixture = KindMixture(*state['mixture']['scales'].shape[:2]).to(self.dls.device)

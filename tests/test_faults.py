@@ -6,11 +6,11 @@ import pytest, torch
 from fastai.callback.core import Callback
 
 from disentangle_nb import overlay, results, run
-from disentangle_nb.losses import DisentangleLoss, OrthoReg
+from disentangle_nb.losses import DisentangleLoss, HSICReg, OrthoReg
 from disentangle_nb.model import SlicedModel, small_resnet
-from disentangle_nb.overlay import DamagedFile, Grid, Source, cached, load_checked, only_writer, pair_dls, save_checked, seeded, write_atomic
+from disentangle_nb.overlay import DamagedFile, Grid, PairStream, Source, cached, load_checked, load_source, only_writer, pair_dls, save_checked, seeded, stream_dls, write_atomic
 from disentangle_nb.run import fail_plainly
-from disentangle_nb.training import Checkpoint, disentangle_learner, last_state, restore, train
+from disentangle_nb.training import Checkpoint, FindCategories, disentangle_learner, last_state, restore, train
 
 resource = pytest.importorskip('resource', reason='a POSIX system is needed: signals and limits')
 fork = multiprocessing.get_context('forkserver')  # children of a process that has imported torch and done nothing else
@@ -291,6 +291,17 @@ def test_a_schedule_is_checked_after_lr_find_too(tmp_path):
     restore(resumed, last_state(tmp_path))
     with resumed.no_bar(), resumed.no_logging(): resumed.lr_find(num_it=4, show_plot=False)
     with pytest.raises(ValueError, match='holds a run of other options: steps was 8, now 12'): train(resumed, 12, progress=False)
+
+
+def test_lr_find_leaves_a_two_stage_learner_as_it_was():
+    torch.manual_seed(0)
+    stream, model = PairStream(load_source(size=32), 'DC-BC', 16), SlicedModel(small_resnet((8,), 8), dim=8, n_slices=[4, 4], size=32, categories=True)
+    loss = DisentangleLoss(HSICReg(n_slices=[4, 4]), base='category', n_slices=[4, 4], start=9, gain=.1)
+    learn = disentangle_learner(stream_dls(stream, stream, n_batches=3, n_valid=1, device='cpu'), model, loss, cbs=[FindCategories(9, agree=-1, every=2, n_pairs=40)])
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
+    assert (learn.find_categories.at, learn.find_categories.looks, loss.gained.item()) == (9, [], 0)
+    train(learn, 10, progress=False, restart=9)
+    assert learn.find_categories.at == 2 and [step for step, _ in learn.find_categories.looks] == [2]
 
 
 def test_a_checkpoint_is_kept():

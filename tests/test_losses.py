@@ -439,6 +439,18 @@ def test_hsic_of_samples_most_of_which_coincide(name):
     assert cka(classes, classes, 'rbf') == pytest.approx(1)
 
 
+@pytest.mark.parametrize('name', ['hsic_debiased', 'hsic_white'])
+def test_hsic_of_a_slice_in_which_one_sample_differs(name):
+    "A debiased kernel of it centres to nothing but rounding: value and gradient are 0, not noise"
+    gen = torch.Generator().manual_seed(0)
+    z = torch.cat([torch.randn(1, 3, generator=gen).expand(64, 3), torch.randn(64, 3, generator=gen)], 1)
+    z[7, :3] = torch.randn(3, generator=gen)
+    z.requires_grad_()
+    value = HSICReg(debiased=True, whiten=name == 'hsic_white')(z, z)
+    value.backward()
+    assert value == 0 and not z.grad.any()
+
+
 @every_hsic
 @given(batch=batches())
 def test_hsic_is_bounded(name, batch):
@@ -688,10 +700,11 @@ def test_parts_have_names_of_their_own():
     class Gap(L.SliceLoss):
         def loss(self, z0, z1): return (z0 - z1).square().mean()
     class Other(Gap): name = 'Gap_2'
-    loss = DisentangleLoss([Gap(), Gap(), Other()], lam=[1., 10., 100.])
+    class Child(Other): pass
+    loss = DisentangleLoss([Gap(), Gap(), Other(), Child()], lam=[1., 10., 100., 1000.])
     total = loss(*pair())
-    assert loss.names == ['subinfomax', 'Gap', 'Gap_2', 'Gap_2_2']
-    torch.testing.assert_close(total, loss.parts['subinfomax'] + 111 * loss.parts['Gap'])
+    assert loss.names == ['subinfomax', 'Gap', 'Gap_2', 'Gap_2_2', 'Child']
+    torch.testing.assert_close(total, loss.parts['subinfomax'] + 1111 * loss.parts['Gap'])
 
 
 def test_the_package_offers_everything_in_one_place():

@@ -7,7 +7,7 @@ import torch
 from disentangle_nb.overlay import Augment
 from disentangle_nb.released import (crc32c, crc32c_by_byte, encode_example, encode_pair, frame, parse_example, read_tfrecord,
                                      released_pairs, released_shards, released_stream, shard_path, split_label, write_released, write_tfrecord)
-from disentangle_nb.run import train_stream
+from disentangle_nb.run import OPTIONS, run_options, train_stream
 from hypothesis import given, strategies as st
 
 floats = st.floats(width=32, allow_nan=False)
@@ -149,6 +149,18 @@ def test_options_that_released_pairs_cannot_follow(tmp_path):
     with pytest.raises(ValueError, match='give --size 64'): train_stream(config | {'size': 32}, None)
     for option in ({'crop': 'random'}, {'same': 'instance'}):
         with pytest.raises(ValueError, match='made already'): train_stream(config | option, None)
+
+
+def test_a_run_goes_on_with_the_shards_it_began_with(tmp_path):
+    shards, run = tmp_path/'shards', tmp_path/'run'
+    write_released(shards, 'DC-BC', 'train', smooth_pairs(8), 1)
+    options = OPTIONS | dict(released=str(shards), bs=4, epoch=2, dim=8, hidden=8, threads=1, precision='fp32', steps=4)
+    run_options(options, run, False, True)
+    (run/'scorecard.json').unlink()
+    write_released(shards, 'DC-BC', 'train', smooth_pairs(9), 1)
+    with pytest.raises(ValueError, match='holds a run of other options: images was'): run_options(options, run, True, True)
+    write_released(shards, 'DC-BC', 'train', smooth_pairs(8), 1)
+    assert run_options(options, run, True, True).config['steps'] == 4
 
 
 def test_wrong_names_are_no_shards(tmp_path):

@@ -56,6 +56,13 @@ def test_order_of_classes_is_that_of_numbers_then_of_text(written):
     names = lambda values: (path.write_text('\n'.join(['file,a', *(f'{i}.png,{v}' for i, v in enumerate(values))])), read_table(path, None, size=8).classes['a'])[1]
     assert names(['10', '2', '1.0', '1', '01']) == ['01', '1', '1.0', '2', '10']
     assert names(['10', 'nan', '2']) == ['10', '2', 'nan']
+    assert names(['1e999999999', '2', '-1e999999999']) == ['-1e999999999', '2', '1e999999999']
+
+
+def test_a_cell_that_csv_cannot_hold_is_named(written):
+    path = written('file,a', '{0}.png,x')
+    path.write_text('file,a\n0.png,' + 'x' * 200_000)
+    with pytest.raises(ValueError, match='line 2: not CSV'): read_table(path)
 
 
 def test_labels_are_whole_numbers():
