@@ -82,6 +82,9 @@ def as_factors(
         if set(found) != set(there): raise ValueError(f"test factors have columns {there}, train factors {found}: they must have the same names")
         b = [b[there.index(n)] for n in found]
     names = [str(n) for n in _different(found or (f"f{i}" for i in range(len(a))) if names is None else names)]
+    if found:
+        if set(names) != set(found): raise ValueError(f"names {names} are not those of the factors, {found}: rename the columns, or leave names out")
+        a, b = ([v[found.index(n)] for n in names] for v in (a, b))
     if not len(a) == len(b) == len(names): raise ValueError(f"{len(a)} train factors, {len(b)} test factors and {len(names)} names {names} must be as many")
     return [_factor(*args) for args in zip(names, a, b, _kinds(discrete, names))]
 

@@ -104,7 +104,7 @@ def log_sum_exp(
 )->Tensor: # Log denominator of each row of `a`, `(2N,)`
     "Log of the summed exponentials of the rows of `similarity(a, b, tau)`"
     check_tau(tau)
-    return TiledLogSumExp.apply(a, b, tau, current_share()) if is_large(a) else similarity(a, b, tau).logsumexp(1)
+    return TiledLogSumExp.apply(a / tau, b, current_share()) if is_large(a) else similarity(a, b, tau).logsumexp(1)
 
 # %% ../nbs/02_infonce.ipynb #d4d5528c
 def nt_xent(
@@ -182,7 +182,8 @@ def info_nce_grad(
 )->Tensor: # `dL/dz`, `(2N, D)`
     "Gradient of the summed NT-Xent with respect to the normalised `z`, in closed form"
     with joined(*z.tensor_split(2)) as z:
-        if is_large(z) and tau >= LEAST_TAU: pushes = TiledGrad.apply(z, tau, current_share())
+        learnt = torch.is_tensor(tau) and tau.requires_grad # a tiled gradient passes none to it
+        if is_large(z) and tau >= LEAST_TAU and not learnt: pushes = TiledGrad.apply(z, tau, current_share())
         else: pushes = ((p := similarity(z, z, tau).softmax(1)) + p.T) @ z / tau
         return pushes - 2 * partner(z) / tau
 
@@ -207,14 +208,13 @@ def strip_buffers(
     return [a.new_empty(size, len(a)) for _ in range(count)]
 
 def strip_similarity(
-    a:Tensor, # Unit rows, `(2N, D)`
+    a:Tensor, # Unit rows over the temperature, `(2N, D)`
     b:Tensor, # Unit rows, `(2N, D)`
     rows:slice, # Of the strip
-    tau:float, # Temperature
     out:Tensor, # A buffer of `strip_buffers`
 )->Tensor: # `(rows, 2N)`, a view of `out`
-    "These rows of `similarity(a, b, tau)`"
-    s = torch.mm(a[rows] / tau, b.T, out=out[:rows.stop - rows.start])
+    "These rows of the similarity matrix"
+    s = torch.mm(a[rows], b.T, out=out[:rows.stop - rows.start])
     s.diagonal(rows.start).fill_(-math.inf)
     return s
 
@@ -232,17 +232,17 @@ def first_order(
 
 # %% ../nbs/02_infonce.ipynb #ea07532c
 class TiledLogSumExp(torch.autograd.Function):
-    "`log_sum_exp` strip by strip"
+    "`log_sum_exp` strip by strip, of rows that are divided by the temperature already"
     @staticmethod
-    def forward(ctx, a, b, tau, share):
+    def forward(ctx, a, b, share):
         lse,(buffer,) = a.new_zeros(len(a)),strip_buffers(a)
         for rows in strips(len(a), share, len(buffer)):
-            s = strip_similarity(a, b, rows, tau, buffer)
+            s = strip_similarity(a, b, rows, buffer)
             top = s.amax(1, keepdim=True)
             lse[rows] = s.sub_(top).exp_().sum(1).log_().add_(top[:, 0])
         lse = share.total(lse)
         ctx.save_for_backward(a, b, lse)
-        ctx.tau,ctx.share = tau,share
+        ctx.share = share
         return lse
 
     @staticmethod
@@ -250,12 +250,11 @@ class TiledLogSumExp(torch.autograd.Function):
     def backward(ctx, weight):
         a,b,lse = ctx.saved_tensors
         grad,(buffer,) = torch.zeros_like(torch.stack([a, b])),strip_buffers(a)
-        weight = (weight / ctx.tau).unsqueeze(1)
         for rows in strips(len(a), ctx.share, len(buffer)):
-            p = strip_similarity(a, b, rows, ctx.tau, buffer).sub_(lse[rows, None]).exp_().mul_(weight[rows])
+            p = strip_similarity(a, b, rows, buffer).sub_(lse[rows, None]).exp_().mul_(weight[rows, None])
             grad[0, rows].addmm_(p, b)
             grad[1].addmm_(p.T, a[rows])
-        return *ctx.share.total(grad), None, None
+        return *ctx.share.total(grad), None
 
 # %% ../nbs/02_infonce.ipynb #286fd8b2
 def upper(

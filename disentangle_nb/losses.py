@@ -6,8 +6,8 @@
 __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'routes_of', 'check_numbers', 'RoutedMax', 'InferredMax', 'info_nce_within',
            'chance_within', 'likeliest', 'category_loss', 'CategoryMax', 'make_base', 'ramp', 'unique_names',
            'hold_first', 'check_objective', 'DisentangleLoss', 'info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent',
-           'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax', 'info_min', 'ortho', 'hess',
-           'slice_hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
+           'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax', 'GroupShare', 'gather', 'sharing',
+           'info_min', 'ortho', 'hess', 'slice_hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
 
 # %% ../nbs/04_losses.ipynb #25690ad1
 import math
@@ -17,14 +17,14 @@ from itertools import count, cycle
 from typing import Any
 import torch
 from torch import nn, Tensor
-from .model import check_slices, split_slices
+from .model import same_slices, split_slices
 from .infonce import (info_nce, info_nce_grad, info_nce_floor, nt_xent, sub_info_nce, unit, zero_of, joined,
-                                    SliceLoss, InfoMax, SubInfoMax, one_of, reduced, check_pair, check_values)
+                                    SliceLoss, InfoMax, SubInfoMax, GroupShare, gather, sharing, one_of, reduced, check_pair, check_values)
 from .regularizers import info_min, ortho, hess, slice_hsic, InfoMinReg, OrthoReg, HessReg, HSICReg
 
 # %% ../nbs/04_losses.ipynb #6688240e
 _all_ = ['info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent', 'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax',
-         'info_min', 'ortho', 'hess', 'slice_hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
+         'GroupShare', 'gather', 'sharing', 'info_min', 'ortho', 'hess', 'slice_hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
 
 # %% ../nbs/04_losses.ipynb #6caa6004
 REGULARIZERS:dict = dict(
@@ -47,7 +47,7 @@ def routes_of(
     kinds, # For each kind of pair the factors it fixes, such as `['DC', 'BC']` or `['DC-BC', 'DC-DL', 'BC-DL']`
 )->dict: # From each factor that is fixed by a kind to the numbers of the kinds that fix it
     "Which kinds of pairs tell about which factor"
-    kinds = kinds.split(',') if isinstance(kinds, str) else list(kinds)
+    kinds = [k.strip() for k in (kinds.split(',') if isinstance(kinds, str) else kinds)]
     routes = {f: [i for i,k in enumerate(kinds) if f in k.split('-')] for k in kinds if k != 'none' for f in k.split('-')}
     fixed = torch.tensor([[float(i in r) for r in routes.values()] for i in range(len(kinds))])
     rank = torch.linalg.matrix_rank
@@ -68,11 +68,11 @@ class RoutedMax(SliceLoss):
     "NT-Xent of the pairs of each kind by the slices that are told to hold it, together; called as `loss(z0, z1, kind)`"
     name,uses_kind = 'routedmax',True
     def __init__(self, *,
-        routes, # For each slice the numbers of the kinds that fix its factor, such as `routes_of(kinds).values()`
+        routes, # For each slice the numbers of the kinds that fix its factor; or all of `routes_of(kinds)`
         **kwargs, # Options of `SliceLoss`; with the reduction 'mean' each kind is divided by the anchors it has
     ):
         super().__init__(**kwargs)
-        self.routes = [list(r) for r in routes]
+        self.routes = [list(r) for r in (routes.values() if isinstance(routes, dict) else routes)]
         if not self.routes or not all(self.routes): raise ValueError(f"each slice needs the numbers of one kind or more in its route, got the routes {self.routes}")
 
     def loss(self, z0, z1, kind):
@@ -201,11 +201,11 @@ def ramp(
 def unique_names(
     modules, # Loss modules, with or without a `name`
 )->list:
-    "Names of `modules`, numbered where they repeat"
+    "Names of `modules`, numbered where they repeat, or are those of the weight and of the whole loss"
     names = []
     for m in modules:
         name = getattr(m, 'name', type(m).__name__)
-        names.append(next(n for k in count(1) if (n := name if k == 1 else f'{name}_{k}') not in names))
+        names.append(next(n for k in count(1) if (n := name if k == 1 else f'{name}_{k}') not in (*names, 'lam', 'loss')))
     return names
 
 def hold_first(
@@ -224,12 +224,10 @@ def check_objective(
     gain:float|None, # What the base must gain, nats
 ):
     "Raise an error unless weights and slices fit the regularisers, and the base can be held and tells what it gains where that is asked for"
+    if wrong := [r for r in regs if not isinstance(r, nn.Module)]: raise TypeError(f"a regulariser is a module, such as make_reg('hess') or HessReg(), got {wrong[0]!r}")
     if isinstance(lam, list) and len(lam) != len(regs): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
-    def number(n):
-        n = check_slices(n)
-        return len(n) if isinstance(n, list) and len(set(n)) == 1 else n
     for r in regs:
-        if not isinstance(base, InfoMax) and hasattr(base, 'n_slices') and hasattr(r, 'n_slices') and number(r.n_slices) != number(base.n_slices):
+        if (hold or not isinstance(base, InfoMax)) and hasattr(base, 'n_slices') and hasattr(r, 'n_slices') and not same_slices(r.n_slices, base.n_slices):
             raise ValueError(f"base and regulariser cut different slices: {type(base).__name__} has n_slices={base.n_slices}, {type(r).__name__} {r.n_slices}; give both the same")
     if not all(math.isfinite(l) for l in (lam if isinstance(lam, list) else [lam])): raise ValueError(f"lam must be finite, got {lam}")
     if gain is not None and not 0 < gain < math.inf: raise ValueError(f"gain must be positive and finite, got {gain}")
@@ -257,10 +255,11 @@ class DisentangleLoss(nn.Module):
     ):
         super().__init__()
         lam = torch.as_tensor(lam, dtype=torch.float64).tolist()
-        regs = [] if regs is None else [regs] if isinstance(regs, nn.Module) and not isinstance(regs, nn.ModuleList) else [r for r in regs if r is not None]
+        regs = [] if regs is None else [r for r in regs if r is not None] if isinstance(regs, (list, tuple, nn.ModuleList)) else [regs]
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction) | kwargs
-        self.base,self.regs = make_base(base, **kwargs),nn.ModuleList(regs)
+        self.base = make_base(base, **kwargs)
         check_objective(self.base, regs, lam, hold, gain)
+        self.regs = nn.ModuleList(regs)
         if warmup < 0: raise ValueError(f"warmup must be 0 steps or more, got {warmup}")
         self.names,self.uses_kind = unique_names([self.base, *regs]),getattr(self.base, 'uses_kind', False)
         self.lam,self.warmup,self.start,self.gain,self.check_finite = lam,warmup,start,gain,check_finite

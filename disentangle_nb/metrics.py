@@ -344,6 +344,15 @@ def _meta(m, x, xt, factors, **kw) -> dict:
                 chance=per(_chance), entropy=per(label_entropy), **kw)
 
 # %% ../nbs/12_metrics.ipynb #7a40f362
+def _check_numbers(widths, level, **counts):
+    "Refuse options that mean nothing, before anything is measured"
+    if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
+    whole = lambda n: isinstance(n, (int, np.integer)) and n >= 0
+    for name, n in counts.items():
+        if not whole(n): raise ValueError(f"{name} must be a whole number, 0 or more, got {n!r}")
+    if not (isinstance(widths, Sequence) and all(whole(w) for w in widths) and all(a < b for a, b in zip((0, *widths), widths))):
+        raise ValueError(f"widths must be whole numbers that grow, such as (8, 32, 128), or () for none, got {widths!r}")
+
 def metrics_card(
     embeddings, # `(n, D)`: tensor, array or DataFrame
     factors, # `(n, F)`: tensor, array or DataFrame; integers are classes, floats continuous
@@ -363,6 +372,7 @@ def metrics_card(
 ) -> MetricsCard: # with intervals
     "Measure everything"
     start = time.perf_counter()
+    _check_numbers(widths, level, n_boot=n_boot, n_refit=n_refit, n_perm=n_perm)
     x, xt, factors, parts = _checked(embeddings, factors, test, slices, names, discrete, seed)
     judged = _judged(factors, shared)
     rows = _tree_rows(judged, len(x), seed) if boosted else None
@@ -429,6 +439,8 @@ def compare(
     if baseline is None or baseline not in cards: raise ValueError(f"baseline={baseline!r} is none of {list(cards)}")
     sizes = {k: len(v) for k, v in cards.items()}
     if len(set(sizes.values())) > 1 or not all(sizes.values()): raise ValueError(f"paired differences need one card for each seed and method, got {sizes}")
+    factors = [card.meta.get("factors") for c in cards.values() for card in c]
+    if any(f != factors[0] for f in factors): raise ValueError(f"the cards are of other factors, or other numbers of classes: {factors}")
     rows = {}
     measured = dict.fromkeys((metric, column) for c in cards.values() for card in c for metric, columns in card.values.items() for column in columns)
     def summary(s):
@@ -475,8 +487,10 @@ def save_cards(
 def load_cards(
     path, # of the JSON file
 ) -> dict: # name to `MetricsCard`
-    "Read the cards that `save_cards` wrote"
-    return {k: MetricsCard.from_dict(d) for k, d in json.loads(Path(path).read_text(encoding="utf-8")).items()}
+    "Read the cards that `save_cards` wrote, or the one that `disentangle_metrics` wrote"
+    cards = json.loads(Path(path).read_text(encoding="utf-8"))
+    if "values" in cards: cards = {Path(path).stem: cards}
+    return {k: MetricsCard.from_dict(d) for k, d in cards.items()}
 
 # %% ../nbs/12_metrics.ipynb #e77527e3
 def bench_metrics(
@@ -516,7 +530,9 @@ def disentangle_metrics(
     a = _parser().parse_args(argv)
     try:
         _check_arguments(a)
-        card = bench_metrics(**_options(a)) if a.bench else metrics_card(**load_embeddings(a.emb) | _options(a))
+        told = {} if a.bench else load_embeddings(a.emb)
+        if a.names and told.get("names") and a.names != told["names"]: raise ValueError(f"{a.emb} names its factors {told['names']}: leave out --names")
+        card = bench_metrics(**_options(a)) if a.bench else metrics_card(**told | _options(a))
         print(card)
         if a.bench: print(f"\n{card.meta['n_train'] + card.meta['n_test']} x {sum(card.meta['widths'])}: {card.meta['seconds']:.1f} s on {torch.get_num_threads()} threads")
         if a.out: _write(a.out, lambda p: p.write_text(card.to_json() + "\n", encoding="utf-8"))
@@ -529,6 +545,7 @@ def _check_arguments(a):
     "Refuse what could not be measured or written"
     if bool(a.emb) == a.bench: raise ValueError("give an .npz file with embeddings and factors, or --bench; see --help")
     for path in map(Path, filter(None, (a.out, a.figure))):
+        if a.emb and path.resolve() == Path(a.emb).resolve(): raise ValueError(f"{path} holds the embeddings, and would be overwritten: name another file")
         if path.is_dir() or not os.access(path.parent, os.W_OK): raise ValueError(f"{path} cannot be written: name a file in a folder that exists and is writable")
     if a.figure and Path(a.figure).suffix.lower() not in (".png", ".pdf", ".svg"): raise ValueError(f"{a.figure} must end in .png, .pdf or .svg")
     if a.figure and not find_spec("matplotlib"): raise ValueError("--figure needs Matplotlib: pip install matplotlib")

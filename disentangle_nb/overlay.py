@@ -99,7 +99,7 @@ def _check_images(name, images, labels, ndim, n_classes):
         raise ValueError(f'{name}: expected a uint8 tensor with {ndim} dimensions, got {images.dtype} {tuple(images.shape)}')
     if images.shape[1] != images.shape[2] or images.shape[3:] not in ((), (3,)):
         raise ValueError(f'{name}: expected square images, of 3 colours last if any, got {tuple(images.shape)}')
-    if len(images) != len(labels): raise ValueError(f'{name}: {len(images)} images but {len(labels)} labels')
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]: raise ValueError(f'{name}: expected an int64 label for each of {len(images)} images, got {labels.dtype} {tuple(labels.shape)}')
     present = labels.unique()
     if len(present) < 2: raise ValueError(f'{name}: needs at least two classes, got {len(present)}')
     if present[0] < 0 or present[-1] >= n_classes:
@@ -437,6 +437,9 @@ def _own(part, path, split):
     folder = Path(path).expanduser().resolve()
     _class_folders(folder)
     raw = cached(f'own_{part}s', [folder], lambda: _read_folder(folder, *dict(digit=('L', 28), photo=('RGB', 96))[part]))
+    border = torch.ones(raw['images'].shape[1:3], dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    if part == 'digit' and raw['images'][:, border].float().mean() > 127: warnings.warn(f'the digits in {path} are bright at the border: they must be white on black, or they are pasted as bright squares')
     keep = _split_by_class(raw['labels'], raw['names'], split)
     return {f'{part}s': raw['images'][keep], f'{part}_labels': raw['labels'][keep], f'{part}_names': raw['names']}
 
@@ -557,6 +560,7 @@ def to_float(
     jitter: Tensor | None = None # `(n, 4)` of `Augment.jitter`; none if not given
 ) -> Tensor: # `(n, 3, h, w)` float32, channels-last in memory, 0 is mid-grey, about -2..2
     "Images as an encoder takes them"
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3: raise ValueError(f'images must be (n, 3, h, w) uint8, of 0..255, got {images.dtype} {tuple(images.shape)}')
     n, c, h, w = images.shape
     if jitter is None: jitter = torch.tensor([[1., 0, 0, 0]]).expand(n, -1)
     scale, shift = jitter[:, None].split([1, c], 2)

@@ -267,6 +267,7 @@ def slice_hsic(
 )->Tensor: # Scalar, per pair of slices in `[0, 1]` if biased
     "Normalised HSIC (RBF-CKA) of each pair of slices, mean of the two views, summed over pairs"
     def prepare(s):
+        if whiten and s.shape[1] >= len(s): raise ValueError(f"a whitened slice of {s.shape[1]} dimensions needs more rows than that, and N pairs have 2N: {len(s)}; in fewer all samples are equally far from each other")
         s = unit(s) if normalize else s / zero_to_inf(s.detach().abs().amax())
         return (whitened(s) if whiten else s).unflatten(0, (2, -1))
     with joined(z0, z1) as z:

@@ -112,7 +112,9 @@ def read_whole(
     except Exception as e: raise DamagedFile(f'{path} is damaged: {e}') from e
 
 def _read_csv(path):
-    with open(path, newline='') as f: return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+    with open(path, newline='') as f: rows = list(csv.DictReader(f))
+    if not rows or None in rows[-1].values() or not path.read_bytes().endswith(b'\n'): raise ValueError('no rows, or the last one is cut')
+    return [{k: float(v) for k, v in row.items() if v} for row in rows]
 
 def _read_json(path): return json.loads(path.read_text())
 

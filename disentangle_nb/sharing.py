@@ -119,14 +119,15 @@ def save_hub(
     "Write card, weights, options, scorecard and embeddings into a folder as hubs take it"
     folder = Path(folder)
     if folder.resolve() == run.folder.resolve(): raise ValueError(f'{folder} is the folder of the run itself, whose options would be overwritten; choose another')
-    weights = read_whole(run.folder/'weights.pt', _weights)
+    if (folder/'README.md').exists() and not (folder/'scorecard.json').exists(): raise ValueError(f'{folder} holds a README.md that belongs to no run; choose an empty folder, or that of an earlier hub')
+    weights, parts = read_whole(run.folder/'weights.pt', _weights), run.parts
     for name in ('weights.pt', 'embeddings.npz', 'scorecard.json'): write_atomic(folder/name, (run.folder/name).read_bytes())
     write_json(folder/'config.json', without_folders(run.config))
     if find_spec('safetensors'):
         from safetensors.torch import save # pyright: ignore[reportMissingImports]
         write_atomic(folder/'model.safetensors', save({k: v.contiguous() for k, v in weights.items()}))
     if find_spec('pyarrow') and find_spec('pandas'):
-        write_embeddings(folder/'embeddings.parquet', *run.parts['test'], list(run.card.chance), run.slices)
+        write_embeddings(folder/'embeddings.parquet', *parts['test'], list(run.card.chance), run.slices)
     write_atomic(folder/'README.md', model_card(run).encode())
     return folder
 

@@ -40,9 +40,9 @@ def option(
 def normal(
     options: dict # of a run; those left out have their defaults
 ) -> dict: # of values that can be compared
-    "All options of a run, written in one way: two runs are the same if these are. Where the images lie is no part of a run, nor is the weight of a regulariser that is not there"
+    "All options of a run, written in one way: two runs are the same if these are. Where the images lie is no part of a run, nor is the number of threads, nor the weight of a regulariser that is not there"
     o = OPTIONS | options
-    unused = {'path'} | ({'lam', 'warmup', 'hold', 'gain'} if o['reg'] == 'none' else set())
+    unused = {'path', 'threads'} | ({'lam', 'warmup', 'hold', 'gain'} if o['reg'] == 'none' else set())
     return {k: v for k, v in o.items() if k not in unused} | {'kinds': ','.join(parse_kinds(o['kinds'])), 'slices': str(o['slices'])}
 
 def different(

@@ -64,6 +64,9 @@ def _read_rows(path):
         except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 ({e}); save it as UTF-8') from None
         except csv.Error as e: raise ValueError(f'{path}, line {reader.line_num}: not CSV ({e})') from None
     if not rows: raise ValueError(f'{path} has no rows below its header')
+    for n, row in rows:
+        if any(row[len(header):]): raise ValueError(f'{path}, line {n}: more cells than the {len(header)} columns {", ".join(header)}; a comma inside a cell needs quotes around the cell')
+    if split := [c for c in header if c != 'split' and c.lower() == 'split']: raise ValueError(f'{path} has a column {split[0]!r}; the column that says what is for training is called split')
     if twice := [c for i, c in enumerate(header) if c and c in header[:i]]: raise ValueError(f'{path} has two columns {twice[0]!r}')
     return [n for n, _ in rows], [dict(zip_longest(header, row[:len(header)], fillvalue='')) for _, row in rows]
 
@@ -72,8 +75,11 @@ def _check_columns(path, lines, rows, column, factors):
     if missing := [c for c in (column, *factors) if c not in there]:
         raise ValueError(f'{path} has no column {", ".join(map(repr, missing))}; its columns are {", ".join(there)}')
     if not factors: raise ValueError(f'{path} has no factors beside the column {column!r}')
+    seen = {}
     for i, row in zip(lines, rows):
         if empty := [c for c in (column, *factors) if not row[c]]: raise ValueError(f'{path}, line {i}: {empty[0]} is empty')
+        if row[column] in seen: raise ValueError(f'{path}, line {i}: {row[column]} is listed a second time, after line {seen[row[column]]}')
+        seen[row[column]] = i
         if row.get('split', 'train') not in SPLITS: raise ValueError(f'{path}, line {i}: split is {row["split"]!r}, expected {", ".join(SPLITS)}')
 
 def _class_names(path, factor, values):

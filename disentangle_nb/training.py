@@ -6,10 +6,11 @@
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'probe_metrics',
            'callback_states', 'set_callback_states', 'checkpoint_state', 'Checkpoint', 'last_state', 'check_options',
            'Resume', 'restore', 'Interrupted', 'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without',
-           'aside', 'show_cosines', 'PairLearner', 'disentangle_learner', 'train', 'frozen_statistics', 'in_chunks',
-           'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first', 'first_then_others',
+           'aside', 'show_cosines', 'PairLearner', 'check_learner', 'disentangle_learner', 'train', 'frozen_statistics',
+           'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first', 'first_then_others',
            'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'embed_pairs', 'cluster_pairs',
-           'FindCategories', 'FindKinds', 'keep_freed_memory', 'give_back_memory', 'resident_memory', 'TrimMemory']
+           'begin_second_stage', 'FindCategories', 'FindKinds', 'keep_freed_memory', 'give_back_memory',
+           'resident_memory', 'TrimMemory']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
 import copy, csv, ctypes, gc, io, json, os, random, signal, sys, threading, time, warnings
@@ -34,8 +35,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from .infonce import GroupShare, gather, sharing, unit
-from .model import KindMixture, evaluating, split_slices
+from .infonce import GroupShare, InfoMax, gather, sharing, unit
+from .losses import CategoryMax, InferredMax
+from .model import KindMixture, evaluating, same_slices, split_slices
 from .overlay import DamagedFile, PairLoader, RankStream, load_checked, save_checked, show_images, write_atomic
 
 # %% ../nbs/05_training.ipynb #c10cbf13
@@ -271,6 +273,7 @@ def restore(
     state: dict # of `checkpoint_state`
 ):
     "Put a learner where the saved run was"
+    if not state: raise ValueError('there is no state to go on from: the folder holds no checkpoint')
     missing = {'position', 'model', 'opt', 'loss', 'scaler', 'schedule', 'callbacks', 'random', 'steps', 'epochs', 'spent', 'config'} - set(state)
     if missing: raise ValueError(f'{state.get("file", "the state")} is no checkpoint of this version (it has no {", ".join(sorted(missing))}): begin anew in another folder')
     check_options(state['config'], learn.config, state.get('file', 'the state'))
@@ -442,6 +445,19 @@ class PairLearner(Learner):
         finally: self.dls, self.history.folder = dls, folder
 
 # %% ../nbs/05_training.ipynb #f7e14c8f
+def check_learner(
+    learn: Learner # of `disentangle_learner`
+):
+    "Raise an error unless the loss fits the model, and has the callback that finds what it needs"
+    model, loss = learn.model, learn.loss_func.loss
+    base = getattr(loss, 'base', loss)
+    if not isinstance(loss, nn.Module): raise TypeError(f'the loss must be a torch.nn.Module, whose state can be saved, got {loss!r}')
+    for m in loss.modules():
+        if all(hasattr(o, 'n_slices') for o in (m, model)) and not isinstance(m, InfoMax) and not same_slices(m.n_slices, model.n_slices):
+            raise ValueError(f'loss and model cut different slices: {type(m).__name__} has n_slices={m.n_slices}, the model {model.n_slices}; give both the same')
+    for kind, finder, needed in ((InferredMax, 'FindKinds', True), (CategoryMax, 'FindCategories', getattr(loss, 'start', 0))):
+        if isinstance(base, kind) and needed and not any(type(cb).__name__ == finder for cb in learn.cbs): raise ValueError(f'the base {base.name} needs the callback {finder}: give it to the learner in cbs=')
+
 def disentangle_learner(
     dls: DataLoaders, # of `pair_dls`
     model: nn.Module, # from images to `(n, D)` embeddings, e.g. `SlicedModel`
@@ -462,6 +478,7 @@ def disentangle_learner(
     learn = PairLearner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs)
     learn.metrics = probe_metrics(lambda: getattr(learn, 'probed', {}), probe_names)
     learn.history, learn.checkpoints, learn.config = history, [], json.loads(json.dumps(config or {}))
+    check_learner(learn)
     return learn
 
 def train(
@@ -471,6 +488,7 @@ def train(
     restart: int = 0 # step at which a second cycle begins; 0 for one cycle
 ):
     "Train with one cycle, or two, from where the learner is up to `steps`"
+    if steps < 1: raise ValueError(f'steps must be 1 or more, got {steps}')
     loader, n = learn.dls.train, learn.dls.train.n_batches
     epochs = -(-steps // n) - loader.position // n if loader.position < steps else 0
     quiet = [] if progress else [learn.no_bar(), learn.no_logging()]
@@ -665,6 +683,14 @@ def cluster_pairs(
     return unit(torch.as_tensor(means.cluster_centers_)), adjusted_mutual_info_score(means.predict(u0), means.predict(u1))
 
 # %% ../nbs/05_training.ipynb #ae3492a4
+def begin_second_stage(
+    learn: Learner, # while it trains
+    step: int # from 0
+):
+    "Let loss and learning rate begin their second stage at a step"
+    learn.loss_func.loss.start = step
+    if hasattr(learn, 'schedule'): learn.schedule.restart = step
+
 class FindCategories(Callback):
     "Before the step `at`, or earlier once views agree, make clusters of the first slice its categories"
     order = -1
@@ -687,8 +713,8 @@ class FindCategories(Callback):
         self.begin(self.at)
 
     def begin(self, step):
-        self.at = self.loss_func.loss.start = step
-        if hasattr(self.learn, 'schedule'): self.learn.schedule.restart = step
+        self.at = step
+        begin_second_stage(self.learn, step)
 
     def find(self, n_pairs):
         first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, n_pairs)]
@@ -716,6 +742,8 @@ class FindKinds(Callback):
                  seed: int = 0 # of the mixture's starts
                 ):
         self.at, self.n_kinds, self.n_pairs, self.seed, self.mixture = at, n_kinds, n_pairs, seed, None
+
+    def before_fit(self): begin_second_stage(self.learn, self.at)
 
     def state_dict(self): return self.mixture and {'teacher': self.teacher.state_dict(), 'mixture': self.mixture.state_dict()}
 

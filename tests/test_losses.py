@@ -854,6 +854,15 @@ def test_pairs_of_a_kind_are_tiled_too(name, monkeypatch):
     torch.testing.assert_close(exact_grad, grad, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize('cls', [InfoMax, SubInfoMax, InfoMinReg, HessReg])
+def test_a_temperature_can_be_learned_at_any_size(cls, monkeypatch):
+    tau = torch.nn.Parameter(torch.tensor(.2, dtype=torch.float64))
+    z0, z1 = torch.randn(2, 24, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for below in (8, 1024):
+        monkeypatch.setattr(infonce, 'DENSE_BELOW', below)
+        assert torch.autograd.gradcheck(lambda t: cls(tau=t)(z0, z1), [tau])
+
+
 def test_start_of_a_routed_base_delays_the_regularisers_only():
     z0, z1 = pair()
     kind = torch.arange(len(z0)) % 2

@@ -177,6 +177,14 @@ def test_own_folders_are_read_once_and_blank_digits_are_refused(tmp_path, monkey
     with pytest.raises(ValueError, match='1 of 40 digits .* of one grey, the first is .*0.png'): load_source(digits=tmp_path/'digits')
 
 
+def test_digits_that_are_black_on_white_are_told(tmp_path, monkeypatch):
+    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path/'cache'))
+    for name in 'ab':
+        (tmp_path/'digits'/name).mkdir(parents=True)
+        for i in range(20): Image.fromarray(255 - np.eye(28, dtype=np.uint8) * 200 - i).save(tmp_path/'digits'/name/f'{i}.png')
+    with pytest.warns(UserWarning, match='bright at the border'): load_source(digits=tmp_path/'digits')
+
+
 def test_an_interrupted_download_is_taken_up_again(tmp_path, monkeypatch):
     from disentangle_nb import overlay
     monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path))

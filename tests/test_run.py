@@ -118,11 +118,25 @@ def test_missing_figure_is_drawn(copied):
 
 
 @pytest.mark.parametrize('name, use', [('weights.pt', load_model), ('weights.pt', lambda f: save_hub(Run(f), f/'hub')), ('embeddings.npz', lambda f: Run(f).parts),
+                                       ('embeddings.npz', lambda f: save_hub(Run(f), f/'hub')),
                                        ('scorecard.json', Run), ('config.json', Run), ('steps.csv', lambda f: Run(f).steps)])
 def test_damaged_files_are_named(copied, name, use):
     whole = (copied/name).read_bytes()
     (copied/name).write_bytes(whole[:len(whole) // 2] if name != 'steps.csv' else whole.replace(b'0.', b'x', 1))
     with pytest.raises(DamagedFile, match=f'{name} is damaged'): use(copied)
+
+
+@pytest.mark.parametrize('kept', [0, -3, -30])
+def test_a_table_that_is_cut_is_named(copied, kept):
+    whole = (copied/'steps.csv').read_bytes()
+    (copied/'steps.csv').write_bytes(whole[:kept])
+    with pytest.raises(DamagedFile, match='steps.csv is damaged'): Run(copied).steps
+
+
+def test_a_hub_folder_is_no_project(finished, tmp_path):
+    (tmp_path/'README.md').write_text('mine')
+    with pytest.raises(ValueError, match='a README.md that belongs to no run'): save_hub(Run(finished), tmp_path)
+    assert (tmp_path/'README.md').read_text() == 'mine'
 
 
 def learner(folder=None, **kwargs):
