@@ -856,6 +856,7 @@ def test_pairs_of_a_kind_are_tiled_too(name, monkeypatch):
 
 @pytest.mark.parametrize('cls', [InfoMax, SubInfoMax, InfoMinReg, HessReg])
 def test_a_temperature_can_be_learned_at_any_size(cls, monkeypatch):
+    from disentangle_nb import infonce
     tau = torch.nn.Parameter(torch.tensor(.2, dtype=torch.float64))
     z0, z1 = torch.randn(2, 24, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for below in (8, 1024):
