@@ -73,7 +73,7 @@ def _factor(name, a, b, discrete):
 def as_factors(
     train, # factors `(n, F)`: array, tensor or DataFrame
     test, # the same columns on test rows
-    names=None, # of the columns; default those of a DataFrame, else `f0`, `f1`, ...
+    names=None, # of the columns; those of a DataFrame in another order choose this order, others rename them; default a DataFrame's, else `f0`, `f1`, ...
     discrete=None, # True, False, or None to go by the type: for all, for each column, or by name in a dictionary
 ) -> list: # of `Factor`
     "Typed and checked factors"
@@ -82,9 +82,7 @@ def as_factors(
         if set(found) != set(there): raise ValueError(f"test factors have columns {there}, train factors {found}: they must have the same names")
         b = [b[there.index(n)] for n in found]
     names = [str(n) for n in _different(found or (f"f{i}" for i in range(len(a))) if names is None else names)]
-    if found:
-        if set(names) != set(found): raise ValueError(f"names {names} are not those of the factors, {found}: rename the columns, or leave names out")
-        a, b = ([v[found.index(n)] for n in names] for v in (a, b))
+    if found and set(names) == set(found): a, b = ([v[found.index(n)] for n in names] for v in (a, b))
     if not len(a) == len(b) == len(names): raise ValueError(f"{len(a)} train factors, {len(b)} test factors and {len(names)} names {names} must be as many")
     return [_factor(*args) for args in zip(names, a, b, _kinds(discrete, names))]
 
