@@ -194,9 +194,17 @@ def _set_random_state(state):
     np.random.set_state(state['numpy'])
 
 # %% ../nbs/05_training.ipynb #aaffff1b
-def callback_states(learn): return {cb.name: cb.state_dict() for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
+def callback_states(
+    learn: Learner # with its callbacks
+) -> dict: # name of a callback to its state
+    "The states of callbacks that have one"
+    return {cb.name: cb.state_dict() for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
 
-def set_callback_states(learn, states):
+def set_callback_states(
+    learn: Learner, # with the callbacks of the saved one
+    states: dict # of `callback_states`
+):
+    "Put callbacks where they were"
     for name, saved in states.items(): getattr(learn, name).load_state_dict(saved)
 
 def checkpoint_state(
