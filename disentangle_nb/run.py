@@ -213,6 +213,8 @@ def check_ranges(
     for k in ('lr', 'tau', 'gain'):
         if options[k] is not None and not 0 < options[k] < inf: raise ValueError(f'{k} must be positive and finite, got {options[k]}')
     if options['start'] >= options['steps']: raise ValueError(f'start must be before the last of the {options["steps"]} steps, got {options["start"]}')
+    if options['reg'] != 'none' and options['start'] + options['warmup'] > options['steps']:
+        raise ValueError(f'the weight would never reach {options["lam"]}: start and warmup are {options["start"]} + {options["warmup"]} steps, and the run has {options["steps"]}')
 
 # %% ../nbs/09_run.ipynb #675d6f13
 def fail_plainly(
