@@ -138,9 +138,9 @@ def seeds_and_seconds(
     runs: list # records
 ) -> str: # e.g. `Seeds 0, 1; 900 ± 20 seconds each (AMD EPYC, 1 thread)`
     "Seeds, seconds and hardware, for the line below a table"
-    seeds, seconds = ', '.join(str(r['seed']) for r in runs), mean_and_spread([r['seconds'] for r in runs], 0)
-    several = len(runs) > 1
-    return f'Seed{"s" * several} {seeds}; {seconds} seconds{" each" * several} ({" or ".join(sorted({r["hardware"] for r in runs}))})'
+    times = {h: [r['seconds'] for r in runs if r['hardware'] == h] for h in sorted({r['hardware'] for r in runs})}
+    spent = ', '.join(f'{mean_and_spread(s, 0)} seconds{" each" * (len(s) > 1)} ({h})' for h, s in times.items())
+    return f'Seed{"s" * (len(runs) > 1)} {", ".join(str(r["seed"]) for r in runs)}; {spent}'
 
 # %% ../nbs/21_beyond.ipynb #28e54d87
 def write_letters(
