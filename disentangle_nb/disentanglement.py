@@ -289,7 +289,7 @@ class Reading(NamedTuple):
     "One factor read from one part of an embedding, row by row on test"
     discrete: bool # kind of the factor
     score: np.ndarray # 1 where right; or the squared error
-    base: np.ndarray # of predicting nothing: unused; or the squared deviation from the training mean
+    base: np.ndarray # of knowing nothing: the squared deviation from the training mean; empty if discrete
     info: np.ndarray # nats gained over the prior
     prior: np.ndarray # minus log-probability under the prior, nats
     odds: np.ndarray | None # log-odds of every class `(m, C)`, None if continuous
@@ -328,7 +328,7 @@ def read_factor(
         p = {"linear": linear_probe, "mlp": mlp_probe}[probe](x, f.train, **kw)
         logp, test = p.log_prob(xt).cpu(), f.test
         prior = -(torch.bincount(f.train) / len(f.train)).double().log()[test]
-        return Reading(True, n(logp.argmax(1) == test), np.ones(len(test)), n(logp.gather(1, test[:, None])[:, 0]) + n(prior), n(prior), _log_odds(n(logp)), p)
+        return Reading(True, n(logp.argmax(1) == test), np.empty(0), n(logp.gather(1, test[:, None])[:, 0]) + n(prior), n(prior), _log_odds(n(logp)), p)
     p = {"linear": ridge_probe, "mlp": mlp_regressor}[probe](x, f.train, **kw)
     err, dev, var = n((p.predict(xt).cpu() - f.test)**2), n((f.test - p.y_mean)**2), p.y_std**2
     nll = lambda sq, v: 0.5 * (np.log(2 * np.pi * v) + sq / v)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BESIDE', 'r1', 'r2', 'r3', 'FINDINGS', 'SCHEDULE', 'of_kind', 'chosen_lam', 'method_names', 'chosen_runs', 'cards_of',
-           'bootstrap_interval', 'verdict', 'mean_over', 'spread_over', 'whole_accuracy', 'judge_finding', 'verdicts',
-           'findings_table', 'mean_and_spread', 'card_cells', 'method_row', 'methods_table', 'lam_path',
-           'plot_tradeoff', 'carried_over', 'runs_table', 'plot_between', 'slices_table']
+           'bootstrap_interval', 'verdict', 'whole_accuracy', 'judge_finding', 'verdicts', 'findings_table',
+           'mean_and_spread', 'card_cells', 'method_row', 'methods_table', 'lam_path', 'plot_tradeoff', 'carried_over',
+           'runs_table', 'plot_between', 'slices_table']
 
 # %% ../nbs/20_findings.ipynb #4bddb5a1
+from functools import partial
 from operator import attrgetter
 
 import numpy as np
@@ -94,22 +95,6 @@ def verdict(
     return 'supported' if low > 0 else 'contradicted' if high <= 0 else 'undecided'
 
 # %% ../nbs/20_findings.ipynb #040cb0cf
-def mean_over(
-    quantity, # function of a scorecard
-    cards: dict, # seed to `Scorecard`
-    seeds: list # to average over
-) -> float:
-    "A quantity, averaged over seeds"
-    return float(np.mean([quantity(cards[s]) for s in seeds]))
-
-def spread_over(
-    quantity, # function of a scorecard
-    cards: dict, # seed to `Scorecard`
-    seeds: list # to take the deviation over
-) -> float:
-    "Standard deviation of a quantity over seeds"
-    return float(np.std([quantity(cards[s]) for s in seeds], ddof=1))
-
 def whole_accuracy(
     card # a `Scorecard`
 ) -> float: # percent
@@ -151,8 +136,8 @@ def judge_finding(
     if len(seeds) < 2: return {'sentence': sentence, 'seeds': seeds, 'parts': [], 'verdict': 'undecided'}
     parts = []
     for name, f in statistics.items():
-        on = lambda s: f(lambda q, m: mean_over(q, cards[m], s), lambda q, m: spread_over(q, cards[m], s))
-        value, low, high = bootstrap_interval(on, seeds)
+        over = lambda of, some: lambda quantity, m: of([quantity(cards[m][s]) for s in some])
+        value, low, high = bootstrap_interval(lambda some: f(over(np.mean, some), over(partial(np.std, ddof=1), some)), seeds)
         parts.append({'name': name, 'value': value, 'low': low, 'high': high, 'verdict': verdict(low, high, len(seeds))})
     verdicts = {p['verdict'] for p in parts}
     overall = next((v for v in ('contradicted', 'undecided') if v in verdicts), 'supported')

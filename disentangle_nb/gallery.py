@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from .model import embed
 from .overlay import FACTORS, make_grid, show_images, to_float, write_atomic
-from .probing import as_slices, markdown_table, scorecard
+from .probing import as_slices, markdown_table, named_slices, scorecard
 from .results import Run, _save, neighbour_agreement, plot_maps, plot_neighbours, tsne, write_json
 from .run import fail_plainly
 from .sharing import load_model
@@ -169,7 +169,7 @@ def share_inside(
     box: Tensor # `(n, h, w)` bool
 ) -> list: # K percentages
     "Share of each slice's maps that lies inside the box, mean over images"
-    inside, total = ((maps * m).flatten(2).sum(2) for m in (box, torch.ones_like(box)))
+    inside, total = (m.flatten(2).sum(2) for m in (maps * box, maps))
     return (100 * inside / total).nanmean(1).tolist()
 
 # %% ../nbs/17_gallery.ipynb #ea07b969
@@ -240,8 +240,7 @@ def explorer_data(
     "All that the explorer shows"
     (z, factors), names = (a[:n] for a in run.parts['test']), run.classes
     picture, cols = sprite(run.images()[:n], thumb)
-    columns = {'r': slice(None), **{f'r_{k}': s for k, s in enumerate(run.slices)}}
-    return dict(sprite=picture, cols=cols, thumb=thumb, views=[view_data(name, z[:, s]) for name, s in columns.items()],
+    return dict(sprite=picture, cols=cols, thumb=thumb, views=[view_data(name, z[:, s]) for name, s in named_slices(run.slices).items()],
                 factors=[dict(name=f, classes=[str(c) for c in names[f]], of=factors[:, i].tolist()) for i, f in enumerate(FACTORS)],
                 match=run.card.match, accuracy=run.card.accuracy, chance=run.card.chance)
 

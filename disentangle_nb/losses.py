@@ -19,7 +19,7 @@ import torch
 from torch import nn, Tensor
 from .model import same_slices, split_slices
 from .infonce import (info_nce, info_nce_grad, info_nce_floor, nt_xent, sub_info_nce, unit, zero_of, joined,
-                                    SliceLoss, InfoMax, SubInfoMax, GroupShare, gather, sharing, one_of, reduced, check_pair, check_values)
+                                    SliceLoss, InfoMax, SubInfoMax, GroupShare, gather, sharing, one_of, reduced, check_pair)
 from .regularizers import info_min, ortho, hess, slice_hsic, InfoMinReg, OrthoReg, HessReg, HSICReg
 
 # %% ../nbs/04_losses.ipynb #6688240e
@@ -245,24 +245,22 @@ class DisentangleLoss(nn.Module):
         base:str|nn.Module='sub', # A key of `BASES`, or a module called as `base(z0, z1)`
         n_slices:int|Sequence[int]=2, # Slices of `z` for a base by name: an int or a sequence of widths
         tau:float=0.1, # Temperature of a base by name
-        reduction:str='mean', # Reduction of a base by name: 'mean' or 'sum'
         warmup:int=0, # Steps over which the weights grow from 0 to `lam`
         start:int=0, # Step from which on there are regularisers, and a base in two stages is ready
         hold:bool=False, # Do the regularisers leave the first slice as it is, and move the others only?
         gain:float|None=None, # Nats over chance, positive, at which a base that tells its `gain` has the weights in full; not asked for if not given
-        check_finite:bool=False, # Raise an error on NaN or infinite input? (makes a GPU wait)
-        **kwargs, # Further options of a base by name, such as `routes`
+        **kwargs, # Further options of a base by name, such as `routes`, `reduction` and `check_finite`
     ):
         super().__init__()
         lam = torch.as_tensor(lam, dtype=torch.float64).tolist()
         regs = [] if regs is None else [r for r in regs if r is not None] if isinstance(regs, (list, tuple, nn.ModuleList)) else [regs]
-        if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau, reduction=reduction) | kwargs
+        if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau) | kwargs
         self.base = make_base(base, **kwargs)
         check_objective(self.base, regs, lam, hold, gain)
         self.regs = nn.ModuleList(regs)
         if warmup < 0: raise ValueError(f"warmup must be 0 steps or more, got {warmup}")
         self.names,self.uses_kind = unique_names([self.base, *regs]),getattr(self.base, 'uses_kind', False)
-        self.lam,self.warmup,self.start,self.gain,self.check_finite = lam,warmup,start,gain,check_finite
+        self.lam,self.warmup,self.start,self.gain = lam,warmup,start,gain
         self.held,self.step,self.parts = self.base.n_slices if hold else None,0,{}
         self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
 
@@ -274,7 +272,6 @@ class DisentangleLoss(nn.Module):
         return {n: l * share for n,l in lams.items()}
 
     def forward(self, z0, z1, *kind):
-        if self.check_finite: check_values(z0, z1)
         if hasattr(self.base, 'ready'): self.base.ready = self.step >= self.start
         views = [hold_first(z, self.held) for z in (z0, z1)] if self.held else (z0, z1)
         base,regs = self.base(z0, z1, *kind), [m(*views) for m in self.regs]

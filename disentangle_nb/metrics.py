@@ -20,7 +20,7 @@ import zlib
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +37,7 @@ from .disentanglement import (Factor, Reading, _binned_mi, _knn_mi, _squared_cor
                                             dci_disentanglement, equal_width_bins, explicitness_area,
                                             explicitness_auc, explicitness_es, infoc, infom, label_entropy, linear_importance, med,
                                             mi_matrix, mig, modularity, read_factor, refit, sap_matrix, top_gap, top_k_med)
-from .probing import _different, as_slices, check_embeddings, heat_map, markdown_table, match_slices, parse_slices
+from .probing import Card, _different, as_slices, check_embeddings, heat_maps, match_slices, named_slices, parse_slices
 
 # %% ../nbs/12_metrics.ipynb #36d640f9
 _all_ = ["hsic", "cka", "distance_correlation", "independence_test", "seed_agreement", "slice_dependence", "Factor", "Reading", "as_factors",
@@ -79,8 +79,7 @@ def _checked(embeddings, factors, test, slices, names, discrete, seed):
     if xt.shape[1] != x.shape[1]: raise ValueError(f"test embeddings are {xt.shape[1]} wide, train embeddings {x.shape[1]}")
     if len(xt) < 8: raise ValueError(f"{len(xt)} test rows are too few: at least 8 are needed")
     order, blocks = as_blocks(slices, x.shape[1])
-    parts = {"r": slice(0, x.shape[1]), **{f"r_{k}": s for k, s in enumerate(blocks)}}
-    return x[:, order], xt[:, order], as_factors(y, yt, names, discrete), parts
+    return x[:, order], xt[:, order], as_factors(y, yt, names, discrete), named_slices(blocks)
 
 # %% ../nbs/12_metrics.ipynb #bfa3547b
 def _chance(f, i: slice | np.ndarray = slice(None)):
@@ -226,33 +225,15 @@ def _number(e, digits=2):
     num = lambda v: f"{round(v, digits) + 0.:.{digits}f}"
     return num(e["value"]) if e["low"] is None else f"{num(e['value'])} [{num(e['low'])}, {num(e['high'])}]"
 
-def _plain(rows):
-    "Rows of strings as an aligned table"
-    width = [max(map(len, c)) for c in zip(*rows)]
-    return "\n".join("  ".join([r[0].ljust(width[0]), *(c.rjust(w) for c, w in zip(r[1:], width[1:]))]).rstrip() for r in rows)
-
 # %% ../nbs/12_metrics.ipynb #3372c34e
-@dataclass
-class MetricsCard:
+@dataclass(repr=False)
+class MetricsCard(Card):
     "Every metric of one embedding, with intervals"
     values: dict # `{metric: {"whole" | "block" | "dimension": {"value", "low", "high"}}}`
     matrices: dict # `{name: {part: {factor: value}}}`: accuracy in percent, information in nats, importance as shares
     dependence: dict # `{"r_0~r_1": {statistic: {"value", "low", "high", "p"}}}`
     match: dict # factor to slice, None if it got none
     meta: dict # rows, widths, factors, chance, entropy, options, seconds
-
-    def to_dict(self) -> dict:
-        "Plain dictionaries; undefined values are None"
-        return asdict(self)
-
-    def to_json(self, **kw) -> str:
-        "JSON text; keywords go to `json.dumps`"
-        return json.dumps(self.to_dict(), **{"indent": 1, **kw})
-
-    @classmethod
-    def from_dict(cls, d: dict) -> "MetricsCard": # `d` as `to_dict` gave it
-        "The card that `to_dict` was called on"
-        return cls(**d)
 
     def tables(self) -> list: # of tables, each a list of rows of strings
         "Probes, metrics and dependence as text"
@@ -267,26 +248,9 @@ class MetricsCard:
         deps += [[pair, s, _number(e, 6 if s.startswith("hsic") else 4), "" if e["p"] is None else f"{e['p']:.3f}"] for pair, st in self.dependence.items() for s, e in st.items()]
         return [probes, metrics] + ([deps] if self.dependence else [])
 
-    def __str__(self): return "\n\n".join(map(_plain, self.tables()))
-
-    __repr__ = __str__
-
-    def _repr_markdown_(self): return "\n\n".join(map(markdown_table, self.tables()))
-
     def plot(self, width: float = 2.6): # inches for each map
         "Heat maps, slices by factors: accuracy, information, importance"
-        return _heat_maps(self.matrices, width)
-
-# %% ../nbs/12_metrics.ipynb #05de8934
-def _heat_maps(matrices, width):
-    "One heat map for each matrix"
-    import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(1, len(matrices), figsize=(width * len(matrices), width), squeeze=False, layout="constrained")
-    for ax, (title, table) in zip(axs[0], matrices.items()):
-        top = max(v for row in table.values() for v in row.values())
-        heat_map(ax, table, max(top, 1e-9), 0 if top > 10 else 2)
-        ax.set_title(title.replace("_", " "))
-    return fig
+        return heat_maps({name.replace("_", " "): t for name, t in self.matrices.items()}, width, None)
 
 # %% ../nbs/12_metrics.ipynb #17791eb0
 def _estimates(score, halves=(), level=0.95):
@@ -400,8 +364,8 @@ def _paired(a, b, level):
     return _clean(dict(diff=d.mean(), low=d.mean() - half, high=d.mean() + half))
 
 # %% ../nbs/12_metrics.ipynb #7e658293
-@dataclass
-class Comparison:
+@dataclass(repr=False)
+class Comparison(Card):
     "Cards of several methods over seeds"
     baseline: str # the method that the others are compared to
     n_seeds: int # cards of each method
@@ -416,16 +380,6 @@ class Comparison:
             if e["diff"] is None: return text
             return text + f" ({e['diff']:+.3f}" + (")" if e["low"] is None else f" [{e['low']:+.3f}, {e['high']:+.3f}])")
         return [[["metric", *names], *([k, *(cell(v[n]) for n in names)] for k, v in self.rows.items())]]
-
-    def to_dict(self) -> dict:
-        "Plain dictionaries"
-        return asdict(self)
-
-    def __str__(self): return "\n\n".join(map(_plain, self.tables()))
-
-    __repr__ = __str__
-
-    def _repr_markdown_(self): return "\n\n".join(map(markdown_table, self.tables()))
 
 # %% ../nbs/12_metrics.ipynb #4415b073
 def compare(

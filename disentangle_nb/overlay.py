@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACTORS', 'SPLITS', 'NAMED', 'Grid', 'make_grid', 'ByClass', 'short_hash', 'Source', 'compose', 'write_atomic',
            'sweep', 'DamagedFile', 'save_checked', 'load_checked', 'locked', 'only_writer', 'read_image', 'cached',
-           'load_source', 'seeded', 'sample', 'parse_kinds', 'is_fixed', 'draw_pairs', 'Augment', 'to_float',
+           'load_source', 'seeded', 'sample', 'parse_kinds', 'shared_factors', 'draw_pairs', 'Augment', 'to_float',
            'of_pairs', 'kind_of_each', 'PairStream', 'RankStream', 'PairLoader', 'show_images', 'show_pairs',
            'stream_dls', 'pair_dls']
 
@@ -518,12 +518,12 @@ def parse_kinds(
     if len(set(names)) != len(names) or not names: raise ValueError(f'kinds must be one or more different names, got {kinds!r}')
     return names
 
-def is_fixed(
-    kind: str # e.g. `'DC-BC'`
-) -> tuple: # of bool, in the order DC, DL, BC
-    "Which factors a kind of pair fixes"
-    fixed, = parse_kinds([kind])
-    return tuple(f in fixed.split('-') for f in FACTORS)
+def shared_factors(
+    kinds: str | list | tuple # of pairs, e.g. `['DC-BC']`
+) -> tuple: # names of factors, in standard order
+    "The factors that some kind of pair fixes: the ones an embedding is judged by"
+    fixed = '-'.join(parse_kinds(kinds)).split('-')
+    return tuple(f for f in FACTORS if f in fixed)
 
 # %% ../nbs/00_overlay.ipynb #83a2e94e
 def draw_pairs(
@@ -534,9 +534,9 @@ def draw_pairs(
     same: str = 'class' # a fixed factor means the same `class`, or the same `instance`
 ) -> tuple: # two `(n, 3)` tensors of rows for `compose`
     "Rows of the two views of `n` pairs of one kind"
-    first, u = _uniform_rows(source, n, generator), torch.rand(n, 3, generator=generator, dtype=torch.float64)
+    first, u, shared = _uniform_rows(source, n, generator), torch.rand(n, 3, generator=generator, dtype=torch.float64), shared_factors([kind])
     partner = lambda group, fixed, i, u: (i if same == 'instance' else group.same(i, u)) if fixed else group.other(i, u)
-    columns = zip(source.groups, is_fixed(kind), first.T, u.T)
+    columns = zip(source.groups, (f in shared for f in FACTORS), first.T, u.T)
     return first, torch.stack([partner(*column) for column in columns], 1)
 
 # %% ../nbs/00_overlay.ipynb #09fb1510
@@ -603,9 +603,9 @@ class PairStream:
         self.kind = kind_of_each(self.kinds, self.bs)
         if self.same not in ('class', 'instance'): raise ValueError(f"same must be 'class' or 'instance', got {self.same!r}")
         if len(self.source.grid) == 1 and not all('DL' in k for k in self.kinds): raise ValueError('pairs that differ in DL need two locations or more')
-        for f, group, fixed in zip(FACTORS, self.source.groups, zip(*map(is_fixed, self.kinds))):
+        for f, group in zip(FACTORS, self.source.groups):
             lonely = (group.count == 1).nonzero()
-            if f != 'DL' and any(fixed) and self.same == 'class' and len(lonely):
+            if f != 'DL' and f in shared_factors(self.kinds) and self.same == 'class' and len(lonely):
                 raise ValueError(f'class {self.source.classes[f][lonely[0]]!r} of {f} has one image only; a pair of the same class needs two')
 
     @property

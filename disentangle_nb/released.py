@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .overlay import Augment, is_fixed, kind_of_each, of_pairs, parse_kinds, seeded, short_hash, to_float, write_atomic
+from .overlay import Augment, kind_of_each, of_pairs, parse_kinds, seeded, shared_factors, short_hash, to_float, write_atomic
 
 # %% ../nbs/08_released.ipynb #ffafff11
 @lru_cache(1)
@@ -243,7 +243,7 @@ def fixed_factors(
     kind:str, # Factors that a pair shares, such as `DC-BC`, in any order
 )->list: # Their names, in the order of `SIZES`
     "The factors that a kind of pair fixes, one at least"
-    names = [name for name,fixed in zip(SIZES, is_fixed(kind)) if fixed]
+    names = shared_factors([kind])
     if not names: raise ValueError(f'released pairs share one factor at least, such as DC-BC; got the kind {kind!r}')
     return names
 

@@ -21,11 +21,11 @@ from fastcore.script import Param, call_parse
 
 from .losses import BASES, REGULARIZERS, DisentangleLoss, make_reg, routes_of
 from .model import SlicedModel, slice_widths
-from .overlay import NAMED, Augment, PairStream, only_writer, parse_kinds, stream_dls
+from .overlay import NAMED, Augment, PairStream, only_writer, parse_kinds, shared_factors, stream_dls
 from .probing import parse_slices
 from .released import released_stream
-from .results import PARTS, Run, _save, embed_parts, judge, plot_run, shared_factors, source_of, validation_probe, write_json, write_report, write_run
-from .training import FindCategories, FindKinds, GradCache, Interrupted, TrimMemory, check_options, disentangle_learner, distribute, first_then_others, from_first, keep_freed_memory, last_state, process_group, restore, this_rank, train
+from .results import PARTS, Run, _save, embed_parts, judge, plot_run, source_of, validation_probe, write_json, write_report, write_run
+from .training import FindCategories, FindKinds, GradCache, Interrupted, PairLearner, TrimMemory, check_options, disentangle_learner, distribute, first_then_others, from_first, keep_freed_memory, last_state, process_group, restore, this_rank, train
 
 # %% ../nbs/09_run.ipynb #765de024
 def chip() -> str: # e.g. `Intel(R) Xeon(R) ...`
@@ -108,7 +108,8 @@ def loss_of(
     elif c['balance']: raise ValueError(f'--balance is for the base category, whose categories it keeps in use; got the base {base}')
     if base in ('routed', 'inferred'):
         if 'none' in c['kinds']: raise ValueError(f'the base {base} contrasts pairs by the factors that they fix, and the kind none fixes none: leave it out')
-        own = {'routes': [routes_of(c['kinds'])[f] for f in shared]}
+        routes = routes_of(c['kinds'])
+        own = {'routes': [routes[f] for f in shared]}
         if (n := len(widths)) != len(shared):
             raise ValueError(f'the base {base} needs a slice for each factor that is fixed: {len(shared)} ({", ".join(shared)}), got {n}; give --slices {len(shared)}')
     reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
@@ -119,7 +120,7 @@ def make_learner(
     config: dict, # options of `disentangle_run`
     sources: dict, # part to `Source`
     folder: str | Path | None = None # of the run
-): # a fastai `Learner`
+) -> PairLearner:
     "The learner that the options describe"
     c = config
     torch.manual_seed(c['seed'])
@@ -198,7 +199,7 @@ def run(
         return finish(folder, config, learn, sources) if first else None
 
 # %% ../nbs/09_run.ipynb #c80d33cc
-LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, start=0, threads=0, seed=0) # smallest values
+LEAST = dict(steps=1, bs=1, micro=1, epoch=1, probe_every=1, dim=1, size=1, hidden=0, warmup=0, start=0) # smallest values
 
 SPANS = dict(lam=(0, 1e30), threads=(0, 1024), seed=(0, 2**63 - 1), balance=(0, inf), wd=(0, inf), shift=(0, inf), contrast=(0, 1), agree=(0, 1)) # smallest and largest values; finite
 
@@ -331,5 +332,5 @@ def disentangle_report(
     "Compare runs: a table, and figures"
     def main():
         runs = [Run(f) for f in folders]
-        return '\n'.join([write_report(runs, out), '', *(f'{r.title}\n{c}\n' for r, c in zip(runs, (r.card for r in runs))), f'figures in {out}'])
+        return '\n'.join([write_report(runs, out), '', *(f'{r}\n' for r in runs), f'figures in {out}'])
     print(fail_plainly(main))

@@ -17,12 +17,12 @@ from disentangle_nb.losses import (REGULARIZERS, DisentangleLoss, HessReg, HSICR
                                    make_reg, ortho, routes_of, slice_hsic)
 from disentangle_nb.metrics import MetricsCard, compare, load_cards, load_embeddings, metrics_card, save_cards
 from disentangle_nb.model import SlicedModel, embed, make_encoder, n_features, small_resnet, split_slices
-from disentangle_nb.overlay import (Augment, PairStream, Source, compose, draw_pairs, load_checked, load_source, make_grid, pair_dls, sample,
+from disentangle_nb.overlay import (Augment, PairStream, Source, compose, draw_pairs, load_checked, load_source, make_grid, pair_dls, sample, shared_factors,
                                     save_checked, seeded, show_images, show_pairs, stream_dls, to_float)
 from disentangle_nb.probing import Scorecard, knn_probe, linear_probe, mlp_probe, probe_matrix, scorecard, show_scorecards
 from disentangle_nb.regularizers import sum_pairs
 from disentangle_nb.released import read_tfrecord, released_pairs, released_stream
-from disentangle_nb.results import (Run, embed_parts, judge, plot_losses, plot_maps, plot_neighbours, results_table, shared_factors, validation_probe,
+from disentangle_nb.results import (Run, embed_parts, judge, plot_losses, plot_maps, plot_neighbours, results_table, validation_probe,
                                     write_json, write_report)
 from disentangle_nb.run import disentangle_report, disentangle_run, run
 from disentangle_nb.sharing import load_model, model_card, save_hub, write_embeddings
