@@ -98,9 +98,9 @@ def _pair(x, y, kernel, bandwidth, unbiased):
     if kernel == "white": x, y = whitened(x), whitened(y)
     if kernel not in ("rbf", "white"): return x, y, 1., 1.
     if bandwidth is None: return x, y, *(_median(t) / (2 if kernel == "white" else 1) for t in (x, y))
-    widths = np.broadcast_to(np.asarray(bandwidth, float), 2)
-    if not (np.isfinite(widths) & (widths > 0)).all(): raise ValueError(f"bandwidths must be finite and positive, got {bandwidth}")
-    return x, y, *widths.tolist()
+    widths = np.asarray(bandwidth, float).ravel()
+    if len(widths) not in (1, 2) or not (np.isfinite(widths) & (widths > 0)).all(): raise ValueError(f"bandwidth must be one number, or one for each of x and y, finite and positive, got {bandwidth}")
+    return x, y, *np.broadcast_to(widths, 2).tolist()
 
 # %% ../nbs/10_dependence.ipynb #b389400a
 def hsic(
@@ -160,6 +160,7 @@ def independence_test(
     seed: int = 0, # of rows and shuffles
 ) -> float: # p-value
     "Permutation test of independence"
+    if n_perm < 1: raise ValueError(f"n_perm must be 1 or more, got {n_perm}")
     x, y, sx, sy = _pair(x, y, kernel, bandwidth, True)
     g = torch.Generator().manual_seed(seed)
     keep = torch.randperm(len(x), generator=g)[:max_rows].to(x.device)

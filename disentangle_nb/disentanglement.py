@@ -20,7 +20,7 @@ from scipy.special import digamma, entr
 from scipy.stats import rankdata
 from torch.nn import functional as F
 
-from .probing import (_different, _fit_softmax, _mlp_net, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings,
+from .probing import (_array, _different, _fit_softmax, _mlp_net, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings,
                                     linear_probe, mlp_probe, standardised)
 
 # %% ../nbs/11_disentanglement.ipynb #6842cacb
@@ -45,7 +45,7 @@ def _columns(y):
         names = _different([str(c) for c in y.columns])
         return [y[c].to_numpy() for c in y.columns], names
     if torch.is_tensor(y): y = (y.float() if y.dtype == torch.bfloat16 else y).detach().cpu().numpy()
-    y = np.asarray(y)
+    y = _array(y, "factors")
     if y.ndim == 1: y = y[:, None]
     if y.ndim != 2: raise ValueError(f"factors must have shape (n, F), got {y.shape}")
     return list(y.T), None
@@ -56,12 +56,20 @@ def _missing(v):
     if v.dtype.kind in "mM": return np.isnat(v)
     return np.array([x is None or type(x).__name__ == "NAType" or x != x for x in v]) if v.dtype.kind == "O" else np.zeros(len(v), bool)
 
+def _typed(name, v):
+    "A column of objects that are all floats as floats; other mixtures of numbers and strings have no order"
+    if v.dtype.kind != "O": return v
+    if all(isinstance(x, (float, np.floating)) for x in v): return v.astype(float)
+    if len({isinstance(x, str) for x in v}) > 1: raise TypeError(f"{name}: strings and numbers are mixed, such as {v[:5].tolist()}: make all of them strings, or all numbers")
+    return v
+
 def _factor(name, a, b, discrete):
     "Check and renumber one column"
-    if discrete is None: discrete = a.dtype.kind != "f"
     for v, part in ((a, "train"), (b, "test")):
         bad = _missing(v).sum()
         if bad: raise ValueError(f"{name}: NaN, missing or infinite values in {bad} rows of the {part} factor: drop those rows")
+    a, b = _typed(name, a), _typed(name, b)
+    if discrete is None: discrete = a.dtype.kind != "f"
     values, codes = np.unique(a, return_inverse=True)
     if len(values) < 2: raise ValueError(f"{name}: only one value in training, nothing to measure: drop this factor")
     if not discrete: return Factor(name, torch.tensor(a.astype(float)), torch.tensor(b.astype(float)), False)

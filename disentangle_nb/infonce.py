@@ -12,7 +12,7 @@ __all__ = ['DENSE_BELOW', 'STRIP', 'LEAST_TAU', 'check_pair', 'check_values', 'j
 # %% ../nbs/02_infonce.ipynb #8a8a6b81
 import math
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 import torch
 import torch.distributed as dist
@@ -25,8 +25,9 @@ def check_pair(
     z1:Tensor, # Projections of the second views, `(N, D)`
 ):
     "Raise an error unless `z0` and `z1` are the two halves of a batch of pairs"
-    if z0.ndim != 2 or z0.shape != z1.shape:
-        raise ValueError(f"z0 and z1 must be two (N, D) tensors of one shape, got {tuple(z0.shape)} and {tuple(z1.shape)}")
+    if not (torch.is_tensor(z0) and torch.is_tensor(z1)): raise TypeError(f"z0 and z1 must be tensors, got {type(z0).__name__} and {type(z1).__name__}")
+    if z0.ndim != 2 or z0.shape != z1.shape or not z0.shape[1]:
+        raise ValueError(f"z0 and z1 must be two (N, D) tensors of one shape, D 1 or more, got {tuple(z0.shape)} and {tuple(z1.shape)}")
     if len(z0) < 2: raise ValueError(f"a batch of one pair has no negatives: N must be 2 or more, got N={len(z0)}")
     if not (z0.is_floating_point() and z1.is_floating_point()):
         raise TypeError(f"z0 and z1 must be floating point, got {z0.dtype} and {z1.dtype}")
@@ -49,7 +50,8 @@ def joined(
 ):
     "Give both views as one checked `(2N, D)` tensor, in float32 or better, with autocast off"
     check_pair(z0, z1)
-    with torch.autocast(z0.device.type, enabled=False):
+    kind = z0.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         z = torch.cat([z0, z1])
         yield z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 

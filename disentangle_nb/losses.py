@@ -48,6 +48,8 @@ def routes_of(
 )->dict: # From each factor that is fixed by a kind to the numbers of the kinds that fix it
     "Which kinds of pairs tell about which factor"
     kinds = [k.strip() for k in (kinds.split(',') if isinstance(kinds, str) else kinds)]
+    if not set(kinds) - {'none'} or len(set(kinds)) < len(kinds) or not all(all(k.split('-')) for k in kinds):
+        raise ValueError(f"kinds must be different names of factors joined by '-', one at least, such as DC-BC; got {kinds}")
     routes = {f: [i for i,k in enumerate(kinds) if f in k.split('-')] for k in kinds if k != 'none' for f in k.split('-')}
     fixed = torch.tensor([[float(i in r) for r in routes.values()] for i in range(len(kinds))])
     rank = torch.linalg.matrix_rank
@@ -62,6 +64,7 @@ def check_numbers(
     z0:Tensor, # Projections of the first views, `(N, D)`
 ):
     "Raise an error unless there is one number for each pair"
+    if not torch.is_tensor(numbers): raise TypeError(f"{name} must be a tensor, got {type(numbers).__name__}")
     if numbers.shape != z0.shape[:1]: raise ValueError(f"{name} must give one number for each of the {len(z0)} pairs, got the shape {tuple(numbers.shape)}")
 
 class RoutedMax(SliceLoss):
@@ -205,7 +208,8 @@ def unique_names(
     names = []
     for m in modules:
         name = getattr(m, 'name', type(m).__name__)
-        names.append(next(n for k in count(1) if (n := name if k == 1 else f'{name}_{k}') not in (*names, 'lam', 'loss')))
+        taken = {'lam', 'loss', *names, *(f'lam_{n}' for n in names)}
+        names.append(next(n for k in count(1) if not {n := name if k == 1 else f'{name}_{k}', f'lam_{n}'} & taken))
     return names
 
 def hold_first(

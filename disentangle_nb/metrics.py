@@ -11,6 +11,7 @@ __all__ = ['ORDER', 'MetricsCard', 'metrics_card', 'Comparison', 'compare', 'loa
            'modularity', 'infom', 'infoc', 'med', 'top_k_med', 'half_samples', 'half_sample_interval']
 
 # %% ../nbs/12_metrics.ipynb #d22a6029
+import io
 import json
 import os
 import sys
@@ -37,7 +38,7 @@ from .disentanglement import (Factor, Reading, _binned_mi, _knn_mi, _squared_cor
                                             dci_disentanglement, equal_width_bins, explicitness_area,
                                             explicitness_auc, explicitness_es, infoc, infom, label_entropy, linear_importance, med,
                                             mi_matrix, mig, modularity, read_factor, refit, sap_matrix, top_gap, top_k_med)
-from .probing import Card, _different, as_slices, check_embeddings, heat_maps, match_slices, named_slices, parse_slices
+from .probing import Card, _array, _different, as_slices, check_embeddings, heat_maps, match_slices, named_slices, parse_slices
 
 # %% ../nbs/12_metrics.ipynb #36d640f9
 _all_ = ["hsic", "cka", "distance_correlation", "independence_test", "seed_agreement", "slice_dependence", "Factor", "Reading", "as_factors",
@@ -70,14 +71,13 @@ def _split(x, y, seed, frac=0.7):
 
 def _checked(embeddings, factors, test, slices, names, discrete, seed):
     "Training and test embeddings with ordered columns, typed factors and parts"
-    x, y = embeddings, factors if hasattr(factors, "columns") or torch.is_tensor(factors) else np.asarray(factors)
-    if len(x) != len(y): raise ValueError(f"{len(x)} rows of embeddings and {len(y)} of factors")
-    x = check_embeddings(x)
+    x, y = check_embeddings(embeddings), factors if hasattr(factors, "columns") or torch.is_tensor(factors) else _array(factors, "factors")
+    if y.ndim < 1 or len(x) != len(y): raise ValueError(f"{len(x)} rows of embeddings and {len(y) if y.ndim else 'one number'} of factors")
     (x, y), (xt, yt) = _split(x, y, seed) if test is None else ((x, y), test)
+    if len(xt) < 8: raise ValueError(f"{len(xt)} test rows are too few: at least 8 are needed" + (f", and 30 percent of the {len(x) + len(xt)} rows are taken for test" if test is None else ""))
     xt = check_embeddings(xt, "test embeddings")
     if len(xt) != len(yt): raise ValueError(f"{len(xt)} rows of test embeddings and {len(yt)} of test factors")
     if xt.shape[1] != x.shape[1]: raise ValueError(f"test embeddings are {xt.shape[1]} wide, train embeddings {x.shape[1]}")
-    if len(xt) < 8: raise ValueError(f"{len(xt)} test rows are too few: at least 8 are needed")
     order, blocks = as_blocks(slices, x.shape[1])
     return x[:, order], xt[:, order], as_factors(y, yt, names, discrete), named_slices(blocks)
 
@@ -149,7 +149,8 @@ def _share_scores(m, i):
                          explicitness=lambda r, j: explicitness_auc(r, y[j], i)).items():
         whole, blocks = part(fn)
         out[name] = {"whole": _flat_mean([whole]), "block": _flat_mean([blocks.max(0)])}
-    N, S = part(lambda r, j: r.normalised(i))[1].clip(0), part(lambda r, j: _balanced(r, m.factors[j], i))[1]
+    N, S = part(lambda r, j: r.normalised(i))[1], part(lambda r, j: _balanced(r, m.factors[j], i))[1]
+    N = np.where(N > 1e-5, N, 0) # less is rounding: a constant slice knows nothing
     block = dict(mig=mig(N), sap=top_gap(S).mean(), modularity=modularity(N), infom=infom(N), infoc=infoc(N), med=med(N), top_k_med=top_k_med(N, 1))
     return out | {k: {"block": float(v)} for k, v in block.items()}
 
@@ -487,10 +488,11 @@ def disentangle_metrics(
         told = {} if a.bench else load_embeddings(a.emb)
         if a.names and told.get("names") and a.names != told["names"]: raise ValueError(f"{a.emb} names its factors {told['names']}: leave out --names")
         card = bench_metrics(**_options(a)) if a.bench else metrics_card(**told | _options(a))
-        print(card)
-        if a.bench: print(f"\n{card.meta['n_train'] + card.meta['n_test']} x {sum(card.meta['widths'])}: {card.meta['seconds']:.1f} s on {torch.get_num_threads()} threads")
         if a.out: _write(a.out, lambda p: p.write_text(card.to_json() + "\n", encoding="utf-8"))
         if a.figure: _write(a.figure, lambda p: card.plot().savefig(p, dpi=150, format=Path(a.figure).suffix[1:].lower()))
+        if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors="replace") # a terminal without superscripts still gets the rest
+        print(card)
+        if a.bench: print(f"\n{card.meta['n_train'] + card.meta['n_test']} x {sum(card.meta['widths'])}: {card.meta['seconds']:.1f} s on {torch.get_num_threads()} threads")
     except (ValueError, TypeError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
@@ -501,11 +503,12 @@ def _check_arguments(a):
     for path in map(Path, filter(None, (a.out, a.figure))):
         if a.emb and path.resolve() == Path(a.emb).resolve(): raise ValueError(f"{path} holds the embeddings, and would be overwritten: name another file")
         if path.is_dir() or not os.access(path.parent, os.W_OK): raise ValueError(f"{path} cannot be written: name a file in a folder that exists and is writable")
+    if a.out and a.figure and Path(a.out).resolve() == Path(a.figure).resolve(): raise ValueError(f"{a.out} cannot hold both the card and the figure: give --out and --figure different names")
     if a.figure and Path(a.figure).suffix.lower() not in (".png", ".pdf", ".svg"): raise ValueError(f"{a.figure} must end in .png, .pdf or .svg")
     if a.figure and not find_spec("matplotlib"): raise ValueError("--figure needs Matplotlib: pip install matplotlib")
 
 def _options(a) -> dict[str, Any]:
     "What the arguments `a` say, as `metrics_card` takes it"
-    said = dict(slices=a.slices and parse_slices(a.slices), names=a.names, shared=a.shared, discrete=a.discrete and dict.fromkeys(a.discrete, True))
+    said = dict(slices=None if a.slices is None else parse_slices(a.slices), names=a.names, shared=a.shared, discrete=a.discrete and dict.fromkeys(a.discrete, True))
     how = dict(boosted=a.boosted, n_boot=a.n_boot, seed=a.seed) | (dict(mlp=False, widths=()) if a.linear else {})
     return {k: v for k, v in said.items() if v is not None} | how

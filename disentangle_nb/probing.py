@@ -47,10 +47,16 @@ def parse_slices(
     return numbers if len(numbers) > 1 else numbers[0]
 
 # %% ../nbs/06_probing.ipynb #b4391cbe
+def _array(x, name):
+    "A NumPy array; rows of several types keep them"
+    if np.ma.is_masked(x): raise ValueError(f"{name} have masked values: drop those rows")
+    a = np.asarray(x, order="C")
+    return np.asarray(x, dtype=object) if a.dtype.kind in "US" and not hasattr(x, "dtype") else a
+
 def _tensor(x, name):
     "A detached tensor of numbers"
     if torch.is_tensor(x): return x.detach()
-    x = np.asarray(x, order="C")
+    x = _array(x, name)
     if x.dtype.kind not in "biufc": raise TypeError(f"{name} must be numbers, got {x.dtype}: cast them with .astype, or number classes with np.unique(y, return_inverse=True)")
     return torch.tensor(x.astype(np.float64) if x.dtype == np.longdouble else x)
 
@@ -212,11 +218,12 @@ def linear_probe(
     n_classes: int | None = None, # default one more than the largest label
 ) -> Probe: # fitted on all training rows at the chosen strength
     "Multinomial logistic regression, its regularisation chosen on a validation part"
-    if not np.size(l2): raise ValueError("l2 holds no strength to choose from")
+    strengths = np.sort(np.atleast_1d(l2).astype(float))[::-1].tolist()
+    if not strengths or not all(0 <= s < np.inf for s in strengths): raise ValueError(f"l2 must hold one strength or more, each 0 or more and finite, got {l2}")
     x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid, n_classes)
     mean, std = _standardiser(x[fit])
     z, Wb, tried = standardised(x[fit], mean, std), None, []
-    for strength in sorted(np.atleast_1d(l2).tolist(), reverse=True):
+    for strength in strengths:
         Wb = _fit_softmax(z, y[fit], C, strength, Wb)
         tried.append((F.nll_loss(Probe(*Wb, mean, std).log_prob(x_valid), y_valid).item(), strength, Wb))
     _, strength, Wb = min(tried, key=lambda t: t[0])
@@ -287,7 +294,8 @@ def mlp_probe(
     n_classes: int | None = None, # default one more than the largest label
 ) -> MLPProbe: # at its best epoch on the validation part
     "A one-hidden-layer classifier, its epoch chosen on a validation part"
-    if epochs < 1: raise ValueError(f"epochs must be 1 or more, got {epochs}")
+    for name, number in dict(epochs=epochs, width=width, bs=1 if bs is None else bs).items():
+        if number < 1: raise ValueError(f"{name} must be 1 or more, got {number}")
     x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid, n_classes)
     mean, std = [t.float() for t in _standardiser(x[fit])]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():

@@ -114,7 +114,10 @@ def _read_json(path): return json.loads(path.read_text())
 def _read_card(path): return Scorecard.from_dict(_read_json(path))
 
 def _read_parts(path):
-    with np.load(path) as z: return {p: (z[f'{p}_embeddings'], z[f'{p}_factors']) for p in PARTS}
+    with np.load(path) as z: parts = {p: (z[f'{p}_embeddings'], z[f'{p}_factors']) for p in PARTS}
+    for p, (z, factors) in parts.items():
+        if len(z) != len(factors): raise ValueError(f'{len(z)} embeddings and {len(factors)} rows of factors in {p}')
+    return parts
 
 def method(
     options: dict # of a run; those left out have their defaults

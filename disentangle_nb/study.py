@@ -25,7 +25,7 @@ from .infonce import unit
 from .overlay import locked, parse_kinds, write_atomic
 from .probing import Scorecard
 from .results import ALIKE, Run, baseline, judge, method, run_title, shared_factors
-from .run import OPTIONS, arguments, disentangle_run, fail_plainly
+from .run import OPTIONS, arguments, check_ranges, disentangle_run, fail_plainly
 from .sharing import without_folders
 from .training import Interrupted, on_signals
 
@@ -69,6 +69,8 @@ def check_study(
     "Raise `ValueError` unless a study has its parts, and knows only options of `disentangle_run`, of their types"
     if not isinstance(study, dict): raise ValueError(f'a study is an object with name, recipe and grid, got {study!r}')
     if missing := {'name', 'recipe', 'grid'} - set(study): raise ValueError(f'a study needs {", ".join(sorted(missing))}')
+    if unknown := set(study) - {'name', 'recipe', 'grid', 'program', 'findings', 'judgement'}: raise ValueError(f'a study has no part {", ".join(sorted(unknown))}; it has name, recipe and grid, program if it is not disentangle_run that is started, and findings and judgement for whoever reads it')
+    if not isinstance(study.get('program', ''), str): raise ValueError(f'the program of a study is the name of a file, got {study["program"]!r}')
     recipe, grid, where = study['recipe'], study['grid'], f'study {study["name"]!r}'
     if not isinstance(recipe, dict): raise ValueError(f'{where}: the recipe is an object of options, got {recipe!r}')
     if not isinstance(grid, list) or not grid or not all(isinstance(row, dict) for row in grid): raise ValueError(f'{where}: the grid is a list of objects of options, one at least, got {grid!r}')
@@ -96,7 +98,9 @@ def expand(
     "The runs that a study stands for, in the order of its grid"
     check_study(study)
     values = [[v if isinstance(v, list) else [v] for v in row.values()] for row in study['grid']]
-    return different([study['recipe'] | dict(zip(row, combination)) for row, several in zip(study['grid'], values) for combination in product(*several)])
+    runs = different([study['recipe'] | dict(zip(row, combination)) for row, several in zip(study['grid'], values) for combination in product(*several)])
+    for o in runs: check_ranges(OPTIONS | o | ({'lam': 1.} if o.get('lam') == 'best' else {}))
+    return runs
 
 # %% ../nbs/19_study.ipynb #130ca8ee
 def run_name(

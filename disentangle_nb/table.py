@@ -16,6 +16,7 @@ import numpy as np, torch
 from torch import Tensor, nn
 
 from .model import embed
+from .probing import _different
 from .overlay import SPLITS, Augment, ByClass, kind_of_each, of_pairs, parse_kinds, read_image, seeded, to_float
 
 # %% ../nbs/15_table.ipynb #fe77e8c3
@@ -85,8 +86,12 @@ def _check_columns(path, lines, rows, column, factors):
 def _class_names(path, factor, values):
     names = set(values)
     if len(names) < 2: raise ValueError(f'{path}: {factor} has one class only ({names.pop()}); leave it out with factors=')
-    try: return sorted(names, key=lambda name: (Decimal(name), name))
+    try: numbers = {name: Decimal(name) for name in names}
     except ArithmeticError: return sorted(names)
+    if lost := [name for name, n in numbers.items() if n.is_nan()]: raise ValueError(f'{path}: {factor} is {lost[0]!r} beside numbers; leave out rows where it is not known')
+    ordered = sorted(names, key=lambda name: (numbers[name], name))
+    if twice := [pair for pair in zip(ordered, ordered[1:]) if numbers[pair[0]] == numbers[pair[1]]]: raise ValueError(f'{path}: {factor} has one number written in two ways, {" and ".join(twice[0])}; write it in one')
+    return ordered
 
 def _split_rows(path, rows, split):
     "Numbers of the rows of a split"
@@ -117,7 +122,8 @@ def read_table(
     "The images that a CSV file lists, and their factors"
     lines, rows = _read_rows(path)
     factors = [c for c in rows[0] if c and c not in (column, 'split')] if factors is None else [factors] if isinstance(factors, str) else list(factors)
-    _check_columns(path, lines, rows, column, factors)
+    _check_columns(path, lines, rows, column, _different(factors))
+    if size < 1: raise ValueError(f'size must be 1 pixel or more, got {size}')
     values = {f: [row[f] for row in rows] for f in factors}
     classes = {f: _class_names(path, f, v) for f, v in values.items()}
     keep = _split_rows(path, rows, split)

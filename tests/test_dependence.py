@@ -207,3 +207,9 @@ def test_intervals_have_the_level_that_was_asked_for():
 
 def test_one_slice_has_no_others():
     assert np.isnan(seed_agreement(*torch.randn(2, 40, 3), 1)["others"])
+
+
+@pytest.mark.parametrize('options, message', [({'n_perm': 0}, 'n_perm must be 1 or more, got 0'), ({'n_perm': -5}, 'n_perm must be 1 or more'),
+                                              ({'bandwidth': [1, 2, 3]}, 'bandwidth must be one number'), ({'bandwidth': -1}, 'bandwidth must be one number')])
+def test_tests_without_shuffles_and_other_bandwidths_are_refused(options, message):
+    with pytest.raises(ValueError, match=message): independence_test(*ref.random_pair(0), **options)

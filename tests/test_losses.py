@@ -908,3 +908,34 @@ def test_categories_that_are_none_are_refused_and_nan_is_left_to_who_asks():
 def test_half_precision_categories_do_not_overflow():
     p = torch.full((16384, 10), .1).half()
     assert L.category_loss(p, p).item() == pytest.approx(math.log(10), abs=1e-3)
+
+
+def test_kinds_that_are_no_tensor_are_refused():
+    z0, z1 = pair()
+    kind = torch.arange(len(z0)) % 2
+    for given in (kind.numpy(), kind.tolist()):
+        with pytest.raises(TypeError, match='kind must be a tensor, got'): L.RoutedMax(routes=[[0], [1]])(z0, z1, given)
+
+
+@pytest.mark.parametrize('kinds', [[], ['none'], [''], ['DC', 'DC'], 'DC-,BC'])
+def test_kinds_that_route_nothing_are_refused(kinds):
+    with pytest.raises(ValueError, match='kinds must be different names of factors'): routes_of(kinds)
+
+
+@pytest.mark.parametrize('names', list(permutations(['hess', 'lam_hess', 'lam', 'loss'])))
+def test_logged_names_never_meet(names):
+    regs = [type(name, (L.SliceLoss,), {'name': name, 'loss': lambda self, z0, z1: z0.sum()})() for name in names]
+    loss = DisentangleLoss(regs, lam=list(range(len(regs))))
+    loss(*pair())
+    assert len(loss.parts) == 2 * len(regs) + 2
+
+
+@pytest.mark.parametrize('name', ['sub', 'infomin', 'hess', 'hsic_white'])
+def test_shapes_are_told_without_values(name):
+    z = torch.empty(64, 8, device='meta')
+    assert BASES.get(name, lambda: make_reg(name))()(z, z).shape == ()
+
+
+def test_what_are_no_rows_of_tensors_is_named():
+    with pytest.raises(TypeError, match='must be tensors, got ndarray and ndarray'): info_nce(*(z.numpy() for z in pair()))
+    with pytest.raises(ValueError, match='D 1 or more'): info_nce(torch.zeros(4, 0), torch.zeros(4, 0))

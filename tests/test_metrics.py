@@ -1,4 +1,5 @@
 "The metrics card: inputs, invariances, bad input, intervals, comparison over seeds, command line, weight of the import"
+import io
 import json
 import re
 import subprocess
@@ -170,6 +171,32 @@ def test_constant_dimensions_count_as_uninformative():
         for k in ("med", "top_k_med", "mig"): assert value(a, k) == pytest.approx(value(b, k))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_constant_slice_counts_as_uninformative(seed):
+    "However the readings of the other slice and of nothing are rounded"
+    x, y = made()
+    dead = metrics_card(np.c_[x, np.ones((len(x), 4))], y, slices=[x.shape[1], 4], seed=seed, **QUICK)
+    assert max(block(dead, "modularity"), block(dead, "infom")) < .2
+    nothing = metrics_card(np.ones_like(x), y, slices=2, seed=seed, **QUICK)
+    assert (block(nothing, "modularity"), block(nothing, "infom")) == (0, None)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_masked_values_are_missing_values(part):
+    data = list(made())
+    data[part] = np.ma.masked_equal(data[part], data[part].flat[3])
+    with pytest.raises(ValueError, match="masked values: drop those rows"): metrics_card(*data, **QUICK)
+
+
+def test_objects_are_typed_by_what_they_are():
+    x, y = made()
+    rows = [[a / 7, f"k{b}"] for a, b in y.tolist()]
+    for factors in (rows, np.array(rows, object)):
+        assert metrics_card(x, factors, **QUICK).meta["factors"] == {"f0": 0, "f1": len(set(y[:, 1]))}
+    mixed = np.array([[a if i % 2 else str(a), b] for i, (a, b) in enumerate(y.tolist())], object)
+    with pytest.raises(TypeError, match="f0: strings and numbers are mixed"): metrics_card(x, mixed, **QUICK)
+
+
 def test_boosted_scores_are_added():
     card = metrics_card(X, Y, boosted=True, **QUICK)
     assert card.values["informativeness_boosted"]["whole"]["value"] > 0.8
@@ -259,7 +286,7 @@ def file(tmp_path):
     (["none.npz"], "none.npz is missing"), (["e.npz", "--slices", "two"], "slices must be a number or widths joined by commas, got 'two'"), ([], "give an .npz file"),
     (["e.npz", "--bench"], "give an .npz file"), (["e.npz", "--names", "b,a"], r"names its factors \['a', 'b'\]: leave out --names"), (["e.npz", "--out", "e.npz"], "would be overwritten"), (["e.npz", "--discrete", "z"], r"discrete speaks of \['z'\]"),
     (["e.npz", "--out", "nowhere/c.json"], "cannot be written"), (["e.npz", "--out", "."], "cannot be written"), (["e.npz", "--figure", "c.doc"], "must end in"),
-    (["e.npz", "--figure", "nowhere/c.png"], "cannot be written"), (["damaged.npz"], "damaged.npz is damaged"), (["cut.npz"], "no .npz file"), (["object.npz"], "Python objects")])
+    (["e.npz", "--figure", "nowhere/c.png"], "cannot be written"), (["e.npz", "--out", "c.png", "--figure", "c.png"], "cannot hold both"), (["e.npz", "--slices", ""], "slices must be a number or widths joined by commas, got ''"), (["damaged.npz"], "damaged.npz is damaged"), (["cut.npz"], "no .npz file"), (["object.npz"], "Python objects")])
 def test_command_refuses_in_one_line_before_it_measures(file, monkeypatch, capsys, args, says):
     whole = bytearray(file.read_bytes())
     (file.parent / "cut.npz").write_bytes(whole[:500])
@@ -280,6 +307,14 @@ def test_command_tells_classes_from_values(file):
         disentangle_metrics([str(file), "--linear", "--n_boot", "0", "--out", str(out), *said])
         assert MetricsCard.from_dict(json.loads(out.read_text())).meta["factors"] == want
     assert [p.name for p in file.parent.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_a_terminal_that_lacks_a_character_costs_nothing(file, monkeypatch):
+    np.savez(file, embeddings=X, factors=Y * 1., factor_names=["a", "b"])
+    monkeypatch.setattr("sys.stdout", terminal := io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    disentangle_metrics([str(file), "--linear", "--n_boot", "0", "--out", str(file.parent / "card.json")])
+    terminal.flush()
+    assert b"100 R?" in terminal.buffer.getvalue() and (file.parent / "card.json").exists()
 
 
 def test_an_interrupted_write_leaves_the_older_file(tmp_path):

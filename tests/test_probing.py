@@ -174,7 +174,8 @@ def test_few_rows_for_many_dimensions_are_not_whitened():
     assert mlp_probe(x[:400], y[:400]).accuracy(x[400:], y[400:]) > 95
 
 
-@pytest.mark.parametrize("fit, option", [(linear_probe, {"l2": ()}), (mlp_probe, {"epochs": 0})])
+@pytest.mark.parametrize("fit, option", [(linear_probe, {"l2": ()}), *((linear_probe, {"l2": v}) for v in (-1, float("nan"), float("inf"), (1, -1))),
+                                         *((mlp_probe, {k: v}) for k, v in (("epochs", 0), ("width", 0), ("bs", 0), ("bs", -1)))])
 def test_nothing_to_choose_from_is_refused(fit, option):
     with pytest.raises(ValueError, match=next(iter(option))): fit(torch.randn(8, 2), torch.arange(8) % 2, **option)
 

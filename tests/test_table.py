@@ -28,6 +28,12 @@ def test_mistakes_are_named(written, header, row, message):
     with pytest.raises(ValueError, match=message): read_table(written(header, row), size=8)
 
 
+def test_a_factor_named_twice_and_images_without_a_pixel_are_refused(written):
+    path = written('file,a', '{0}.png,{1}')
+    with pytest.raises(ValueError, match="names must differ, .'a'. occur more than once"): read_table(path, factors=['a', 'a'], size=8)
+    with pytest.raises(ValueError, match='size must be 1 pixel or more, got 0'): read_table(path, size=0)
+
+
 def test_a_class_that_training_lacks_is_named(tmp_path):
     rows = [f'{i}.png,{"z" if i == 11 else "xy"[i % 2]},{"test" if i > 9 else "train"}' for i in range(12)]
     for i in range(12): Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(tmp_path/f'{i}.png')
@@ -54,8 +60,10 @@ def test_few_rows_without_a_split(written):
 def test_order_of_classes_is_that_of_numbers_then_of_text(written):
     path = written('file,a', '{0}.png,{1}')
     names = lambda values: (path.write_text('\n'.join(['file,a', *(f'{i}.png,{v}' for i, v in enumerate(values))])), read_table(path, None, size=8).classes['a'])[1]
-    assert names(['10', '2', '1.0', '1', '01']) == ['01', '1', '1.0', '2', '10']
-    assert names(['10', 'nan', '2']) == ['10', '2', 'nan']
+    assert names(['10', '2', '1.5', '1']) == ['1', '1.5', '2', '10']
+    assert names(['10', 'nan', 'x']) == ['10', 'nan', 'x']
+    with pytest.raises(ValueError, match="a is 'nan' beside numbers"): names(['10', 'nan', '2'])
+    with pytest.raises(ValueError, match='one number written in two ways, 1 and 1.0'): names(['10', '1.0', '1'])
     assert names(['1e999999999', '2', '-1e999999999']) == ['-1e999999999', '2', '1e999999999']
 
 
