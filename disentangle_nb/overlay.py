@@ -389,6 +389,8 @@ def cached(
 # %% ../nbs/00_overlay.ipynb #c5319500
 def _mnist_stl10(path):
     path = _data_path(path)
+    if path != _data_path(_home()/'data') and not path.is_dir():
+        raise FileNotFoundError(f'{path} is not a folder: give the one that holds MNIST and STL-10, or make it, and both are downloaded into it')
     def make():
         digits, (photos, names) = _read_mnist(path), _read_stl10(path)
         return dict(digits=digits, photos=photos, digit_names=[str(i) for i in range(10)], photo_names=list(names))

@@ -193,6 +193,8 @@ def test_an_interrupted_download_is_taken_up_again(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr('torchvision.datasets.MNIST', lambda path, train, download: asked.append(download) or overlay.os.stat(tmp_path/'missing'))
     with pytest.raises(FileNotFoundError, match='not readable'): load_source('mnist_stl10')
+    with pytest.raises(FileNotFoundError, match='own is not a folder'): load_source('mnist_stl10', path=tmp_path/'own')
+    assert not (tmp_path/'own').exists()
     (tmp_path/'own'/'MNIST').mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match='not readable'): load_source('mnist_stl10', path=tmp_path/'own')
     assert asked == [True, False]
