@@ -27,7 +27,7 @@ def check_pair(
     "Raise an error unless `z0` and `z1` are the two halves of a batch of pairs"
     if not (torch.is_tensor(z0) and torch.is_tensor(z1)): raise TypeError(f"z0 and z1 must be tensors, got {type(z0).__name__} and {type(z1).__name__}")
     if z0.ndim != 2 or z0.shape != z1.shape or not z0.shape[1]:
-        raise ValueError(f"z0 and z1 must be two (N, D) tensors of one shape, D 1 or more, got {tuple(z0.shape)} and {tuple(z1.shape)}")
+        raise ValueError(f"z0 and z1 must be two (N, D) tensors, D 1 or more, of one shape, got {tuple(z0.shape)} and {tuple(z1.shape)}")
     if len(z0) < 2: raise ValueError(f"a batch of one pair has no negatives: N must be 2 or more, got N={len(z0)}")
     if not (z0.is_floating_point() and z1.is_floating_point()):
         raise TypeError(f"z0 and z1 must be floating point, got {z0.dtype} and {z1.dtype}")

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST', 'SPANS', 'OPTIONS', 'chip', 'hardware', 'versions', 'use_bf16', 'load_sources', 'train_stream', 'model_of',
            'callbacks', 'loss_of', 'make_learner', 'check_folder', 'begin', 'finish', 'picture', 'run', 'check_ranges',
-           'fail_plainly', 'ranks', 'folder_options', 'run_options', 'disentangle_run', 'arguments',
-           'disentangle_report']
+           'fail_plainly', 'ranks', 'run_options', 'disentangle_run', 'arguments', 'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #ab6fd3a6
 import inspect, io, json, os, platform, re, sys
@@ -21,11 +20,11 @@ from fastcore.script import Param, call_parse
 
 from .losses import BASES, REGULARIZERS, DisentangleLoss, make_reg, routes_of
 from .model import SlicedModel, slice_widths
-from .overlay import NAMED, Augment, PairStream, only_writer, parse_kinds, shared_factors, stream_dls
+from .overlay import Augment, PairStream, only_writer, parse_kinds, shared_factors, stream_dls
 from .probing import parse_slices
 from .released import released_stream
 from .results import PARTS, Run, _save, embed_parts, judge, plot_run, source_of, validation_probe, write_json, write_report, write_run
-from .training import FindCategories, FindKinds, GradCache, Interrupted, PairLearner, TrimMemory, check_options, disentangle_learner, distribute, first_then_others, from_first, keep_freed_memory, last_state, process_group, restore, this_rank, train
+from .training import FindCategories, FindKinds, GradCache, Interrupted, PairLearner, TrimMemory, check_options, disentangle_learner, distribute, first_then_others, folder_options, from_first, keep_freed_memory, last_state, process_group, restore, this_rank, train
 
 # %% ../nbs/09_run.ipynb #765de024
 def chip() -> str: # e.g. `Intel(R) Xeon(R) ...`
@@ -144,7 +143,8 @@ def check_folder(
     if not resume: raise ValueError(f'{folder} already holds a run; add --resume to go on with it, or choose another --out')
     try: old = json.loads(path.read_text()) if path.exists() else config
     except ValueError as e: raise ValueError(f'{path} is damaged ({e}); remove it to go by the options in the checkpoints') from e
-    check_options(old, config, folder)
+    later = [] if finished or 'images' in config else folder_options(old) + folder_options(config) # until the images are read
+    check_options(old, {k: v for k, v in config.items() if k not in later}, folder)
     return finished
 
 def begin(
@@ -239,12 +239,6 @@ def ranks(
     return process_group() if int(os.environ.get('WORLD_SIZE', 1)) > 1 else nullcontext()
 
 # %% ../nbs/09_run.ipynb #5c0e71aa
-def folder_options(
-    config: dict # options of `disentangle_run`
-) -> list: # of names
-    "The options that name folders of this machine, where they are given"
-    return [k for k in ('path', 'digits', 'backgrounds', 'released', 'data') if config.get(k) and not (k == 'data' and config[k] in NAMED)]
-
 def run_options(
     options: dict, # of `disentangle_run`, as they were given
     out: str | Path, # folder of the run

@@ -17,7 +17,8 @@ from .losses import BASES, REGULARIZERS
 from .model import SlicedModel, is_encoder
 from .overlay import write_atomic
 from .results import Run, read_whole, results_table, write_json
-from .run import OPTIONS, arguments, fail_plainly, folder_options, model_of
+from .run import OPTIONS, arguments, fail_plainly, model_of
+from .training import folder_options
 
 # %% ../nbs/16_sharing.ipynb #86441a44
 def without_folders(

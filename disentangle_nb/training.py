@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'callback_states',
-           'set_callback_states', 'checkpoint_state', 'Checkpoint', 'last_state', 'check_options', 'Resume', 'restore',
-           'Interrupted', 'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without', 'aside', 'show_cosines',
-           'PairLearner', 'check_learner', 'disentangle_learner', 'train', 'frozen_statistics', 'in_chunks',
-           'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first', 'first_then_others',
+           'set_callback_states', 'checkpoint_state', 'Checkpoint', 'last_state', 'folder_options', 'check_options',
+           'Resume', 'restore', 'Interrupted', 'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without',
+           'aside', 'show_cosines', 'PairLearner', 'check_learner', 'disentangle_learner', 'train', 'frozen_statistics',
+           'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first', 'first_then_others',
            'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'embed_pairs', 'cluster_pairs',
            'begin_second_stage', 'FindCategories', 'FindKinds', 'keep_freed_memory', 'give_back_memory',
            'resident_memory', 'TrimMemory']
@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from .infonce import GroupShare, InfoMax, gather, sharing, unit
 from .losses import CategoryMax, InferredMax
 from .model import KindMixture, evaluating, same_slices, split_slices
-from .overlay import DamagedFile, PairLoader, RankStream, load_checked, save_checked, show_images, write_atomic
+from .overlay import NAMED, DamagedFile, PairLoader, RankStream, load_checked, save_checked, show_images, write_atomic
 
 # %% ../nbs/05_training.ipynb #c10cbf13
 class PairLoss:
@@ -244,14 +244,21 @@ def last_state(
         except DamagedFile as e: warnings.warn(f'{e}; the checkpoint before it is used')
     if paths: raise DamagedFile(f'all {len(paths)} checkpoints in {folder} are damaged: remove them to begin anew')
 
+def folder_options(
+    config: dict # options of `disentangle_run`
+) -> list: # of names
+    "The options that name folders of this machine, where they are given"
+    return [k for k in ('path', 'digits', 'backgrounds', 'released', 'data') if config.get(k) and not (k == 'data' and config[k] in NAMED)]
+
 def check_options(
     old: dict, # options of a saved run
     new: dict, # options now
     where # the run is saved, for the error
 ):
-    "Raise `ValueError` unless the options are the same; hardware and versions may differ, an option that is newer than the run is off, and which images an older run had is not known"
+    "Raise `ValueError` unless the options are the same; hardware and versions may differ, and folders whose images are the same; an option that is newer than the run is off, and which images an older run had is not known"
+    moved = folder_options(old) + folder_options(new) if old.get('images') and old['images'] == new.get('images') else []
     known = lambda k, v: k in old or v and k != 'images'
-    differ = [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in new.items() if k not in ('hardware', 'versions') and old.get(k) != v and known(k, v)]
+    differ = [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in new.items() if k not in ('hardware', 'versions', *moved) and old.get(k) != v and known(k, v)]
     if differ: raise ValueError(f'{where} holds a run of other options: {", ".join(differ)}')
 
 # %% ../nbs/05_training.ipynb #93c323a6

@@ -3,7 +3,8 @@ import shutil, signal
 from dataclasses import replace
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt, pytest, torch
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
+from PIL import Image
 from fastai.learner import load_learner
 
 from disentangle_nb.losses import DisentangleLoss
@@ -92,6 +93,21 @@ def test_an_unfinished_run_goes_on_with_its_own_images_only(copied, monkeypatch)
         changed.setattr('disentangle_nb.run.load_sources', lambda config: {part: replace(s, photos=255 - s.photos) for part, s in load_sources(config).items()})
         with pytest.raises(ValueError, match='other options: images was'): go_on()
     assert (go_on().folder/'scorecard.json').exists()
+
+
+def test_a_folder_of_images_may_move_until_the_run_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path/'cache'))
+    for name in 'ab':
+        (tmp_path/'here'/name).mkdir(parents=True)
+        for i in range(20): Image.fromarray(np.diag(np.full(28, 9 * i + 9, np.uint8))).save(tmp_path/'here'/name/f'{i}.png')
+    go(tmp_path/'run', digits=str(tmp_path/'here'))
+    shutil.copytree(tmp_path/'here', tmp_path/'there')
+    with pytest.raises(ValueError, match='other options: digits was'): go(tmp_path/'run', True, digits=str(tmp_path/'there'))
+    (tmp_path/'run'/'scorecard.json').unlink()
+    assert go(tmp_path/'run', True, digits=str(tmp_path/'there')).config['digits'] == str(tmp_path/'there')
+    Image.fromarray(np.eye(28, dtype=np.uint8)).save(tmp_path/'there'/'a'/'0.png')
+    (tmp_path/'run'/'scorecard.json').unlink()
+    with pytest.raises(ValueError, match='images was'): go(tmp_path/'run', True, digits=str(tmp_path/'there'))
 
 
 def test_floors_are_drawn_where_they_hold(finished):
