@@ -245,7 +245,7 @@ def test_degenerate_but_defined():
     for x, y, kw, undefined in [(constant, Y, {}, set()), (X[:40], Y[:40], dict(test=(X[40:60], Y[40:60])), set()), (np.repeat(X, 10, 1)[:100], Y[:100], {}, set()),
                                 (X, Y, dict(test=(X[Y[:, 0] != 3][:80], Y[Y[:, 0] != 3][:80])), set()), (X, Y[:, 0], {}, one_factor),
                                 (X, Y, dict(slices=1), {"dci_completeness/block", "gap/block", "infoc/block"}), (X, Y, dict(slices=12), set()),
-                                (X * 1e-6, Y, {}, set()), (X * 1e6, Y, {}, set()), (np.zeros_like(X), Y, {}, {"infom/dimension", "infoc/dimension", "leakage_share/block"})]:
+                                (X * 1e-6, Y, {}, set()), (X * 1e6, Y, {}, set()), (np.zeros_like(X), Y, {}, {"infom/dimension", "infoc/dimension", "infom/block", "infoc/block", "leakage_share/block"})]:
         values = metrics_card(x, y, **{**QUICK, **kw}).values
         assert {f"{m}/{c}" for m, columns in values.items() for c, e in columns.items() if e["value"] is None} == undefined
 

@@ -54,7 +54,7 @@ def entered(name, begin):
     "A class of a tutorial, and the lines that its page puts below it in `mine.py`"
     nb = cells(root/'nbs'/'tutorials'/name)
     cls, = {c.source for c in nb if c.cell_type == 'code' and c.source.startswith(begin)}
-    prose, = (c.source for c in nb if '`mine.py`, that ends' in c.source)
+    prose, = (c.source for c in nb if c.source.startswith('For the command line, keep'))
     return cls.split('\ntest_eq')[0], prose
 
 
