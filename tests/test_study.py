@@ -131,6 +131,7 @@ def test_where_images_lie_is_no_part_of_a_record(pretend):
 
 @pytest.mark.parametrize('change, message', [({'programm': 'mine.py'}, 'has no part programm'), ({'program': 3}, 'is the name of a file, got 3'),
                                              ({'grid': [{'lam': float('nan')}]}, 'lam must be between'), ({'grid': [{'steps': -1}]}, 'steps must be 1 or more, got -1'),
-                                             ({'grid': [{'reg': 'hess', 'lam': 'best', 'warmup': 9}]}, 'the weight would never reach')])
+                                             ({'grid': [{'reg': 'hess', 'lam': 'best', 'warmup': 9}]}, 'the weight would never reach'),
+                                             ({'grid': [{'digits': ['a/b', 'a-b']}]}, 'would share the folder none_digits=a-b_s0')])
 def test_a_study_that_cannot_run_is_refused_before_any_run(change, message):
     with pytest.raises(ValueError, match=message): study.expand(tiny | change)
