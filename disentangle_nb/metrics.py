@@ -478,6 +478,7 @@ def _parser():
     p.add_argument("--bench", action="store_true", help="measure a random embedding of 10,000 x 128 instead of a file and print the seconds")
     return p
 
+# %% ../nbs/12_metrics.ipynb #f9fd8e0d
 def disentangle_metrics(
     argv=None, # list of arguments; default those of the command line
 ):

@@ -11,6 +11,7 @@ __all__ = ['PROBES', 'as_slices', 'named_slices', 'parse_slices', 'check_embeddi
 
 # %% ../nbs/06_probing.ipynb #ba917f08
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -456,6 +457,7 @@ def _requirements(card):
             ("R2", num(card.R2), "whole minus best slice, ideal 0"),
             ("R3", num(card.R3), "lost against the baseline, ideal <= 0")]
 
+# %% ../nbs/06_probing.ipynb #62c2c920
 def text_table(
     rows: list, # of rows of strings, the head first
 ) -> str:
@@ -472,11 +474,13 @@ def markdown_table(
     rule = "|" + "".join("---|" if i in left else "---:|" for i in range(len(rows[0])))
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
 
+# %% ../nbs/06_probing.ipynb #0906c705
 @dataclass(repr=False)
-class Card:
-    "Results that are kept as JSON and shown as the tables that a subclass gives"
+class Card(ABC):
+    "Results that are kept as JSON and shown as tables"
+    @abstractmethod
     def tables(self) -> list: # each a list of rows of strings
-        raise NotImplementedError
+        "What is shown"
 
     def to_dict(self) -> dict:
         "Plain dictionaries; undefined values are None"

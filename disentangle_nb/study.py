@@ -22,9 +22,9 @@ from torch import as_tensor, cosine_similarity
 
 from .dependence import cka
 from .infonce import unit
-from .overlay import locked, parse_kinds, write_atomic
+from .overlay import locked, parse_kinds, shared_factors, write_atomic
 from .probing import Scorecard
-from .results import ALIKE, Run, baseline, judge, method, run_title, shared_factors
+from .results import ALIKE, Run, baseline, judge, method, run_title
 from .run import OPTIONS, arguments, check_ranges, disentangle_run, fail_plainly
 from .sharing import without_folders
 from .training import Interrupted, on_signals

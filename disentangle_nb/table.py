@@ -16,8 +16,8 @@ import numpy as np, torch
 from torch import Tensor, nn
 
 from .model import embed
-from .probing import _different
 from .overlay import SPLITS, Augment, ByClass, kind_of_each, of_pairs, parse_kinds, read_image, seeded, to_float
+from .probing import _different
 
 # %% ../nbs/15_table.ipynb #fe77e8c3
 @dataclass(eq=False)

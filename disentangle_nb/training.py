@@ -213,6 +213,7 @@ def checkpoint_state(
             'random': _random_state(), 'steps': learn.history.steps, 'epochs': learn.history.epochs,
             'spent': learn.history.seconds(), 'config': learn.config}
 
+# %% ../nbs/05_training.ipynb #7474bb0c
 class Checkpoint(Callback):
     "Save the state at the end of each epoch; keep the last few"
     order = 60
@@ -317,6 +318,7 @@ def on_signals(
     finally:
         for s, old in before.items(): signal.signal(s, old)
 
+# %% ../nbs/05_training.ipynb #28b0ed6d
 class StopOnSignal(Callback):
     "Finish the step, save, and raise `Interrupted` after Ctrl-C or SIGTERM"
     order = 65
@@ -466,6 +468,7 @@ def check_learner(
     for kind, finder, needed in ((InferredMax, 'FindKinds', True), (CategoryMax, 'FindCategories', getattr(loss, 'start', 0))):
         if isinstance(base, kind) and needed and not any(type(cb).__name__ == finder for cb in learn.cbs): raise ValueError(f'the base {base.name} needs the callback {finder}: give it to the learner in cbs=')
 
+# %% ../nbs/05_training.ipynb #802d9d78
 def disentangle_learner(
     dls: DataLoaders, # of `pair_dls`
     model: nn.Module, # from images to `(n, D)` embeddings, e.g. `SlicedModel`
@@ -699,6 +702,7 @@ def begin_second_stage(
     learn.loss_func.loss.start = step
     if hasattr(learn, 'schedule'): learn.schedule.restart = step
 
+# %% ../nbs/05_training.ipynb #e35aa2a3
 class FindCategories(Callback):
     "Before the step `at`, or earlier once views agree, make clusters of the first slice its categories"
     order = -1
