@@ -134,30 +134,19 @@ def test_sap():
         assert top_gap(S)[0] == pytest.approx(abs(S[0, 0] - S[1, 0]))
 
 
-def test_explicitness_is_the_one_versus_rest_auc_of_scikit_learn():
+def test_reading_is_scikit_learns_logistic_regression():
+    "Explicitness is the one-versus-rest AUC, information is entropy minus log loss"
     for seed in SEEDS:
-        x, y = ref.random_data(seed)
-        f = as_factors(y[:200, 1], y[200:, 1])[0]
-        r = read_factor(x[:200], x[200:], f, l2=[1e-2])
-        p = r.probe
-        z = lambda v: (v - p.mean.numpy()) / p.std.numpy()
-        P = LogisticRegression(C=1 / (200 * 1e-2), tol=1e-10, max_iter=5000).fit(z(x[:200]), y[:200, 1]).predict_proba(z(x[200:]))
-        want = np.mean([roc_auc_score(y[200:, 1] == c, P[:, c]) for c in range(4)])
-        assert explicitness_auc(r, y[200:, 1]) == pytest.approx(want, abs=2e-3)
-
-
-def test_predictive_information_is_entropy_minus_log_loss():
-    for seed in SEEDS:
-        x, y = ref.random_data(seed)
-        f = as_factors(y[:200, 0], y[200:, 0])[0]
-        r = read_factor(x[:200], x[200:], f, l2=[1e-2])
-        p = r.probe
-        z = lambda v: (v - p.mean.numpy()) / p.std.numpy()
-        P = LogisticRegression(C=1 / (200 * 1e-2), tol=1e-10, max_iter=5000).fit(z(x[:200]), y[:200, 0]).predict_proba(z(x[200:]))
-        prior = np.tile(np.bincount(y[:200, 0]) / 200, (100, 1))
-        H, ce = log_loss(y[200:, 0], prior), log_loss(y[200:, 0], P)
-        assert r.information() == pytest.approx(H - ce, abs=1e-3)
-        assert r.normalised() == pytest.approx(1 - ce / H, abs=1e-3)
+        x, labels = ref.random_data(seed)
+        for y in labels.T:
+            r = read_factor(x[:200], x[200:], as_factors(y[:200], y[200:])[0], l2=[1e-2])
+            z = (x - r.probe.mean.numpy()) / r.probe.std.numpy()
+            P = LogisticRegression(C=1 / (200 * 1e-2), tol=1e-10, max_iter=5000).fit(z[:200], y[:200]).predict_proba(z[200:])
+            counts = np.bincount(y[:200])
+            auc = np.mean([roc_auc_score(y[200:] == c, P[:, c]) for c in range(len(counts))])
+            H, ce = log_loss(y[200:], np.tile(counts / 200, (100, 1))), log_loss(y[200:], P)
+            assert explicitness_auc(r, y[200:]) == pytest.approx(auc, abs=2e-3)
+            assert (r.information(), r.normalised()) == (pytest.approx(H - ce, abs=1e-3), pytest.approx(1 - ce / H, abs=1e-3))
 
 
 def test_continuous_reading_is_scikit_learns_ridge():

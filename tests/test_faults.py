@@ -201,14 +201,13 @@ def test_foreign_file_runs_no_code(tmp_path):
 
 
 @pytest.mark.parametrize('damage', damages)
-def test_damaged_cache_is_made_again(tmp_path, monkeypatch, damage):
-    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path))
+def test_damaged_cache_is_made_again(own_cache, damage):
     cached('a', [], lambda: torch.arange(100))
-    [file] = tmp_path.iterdir()
+    [file] = own_cache.iterdir()
     good = file.read_bytes()
     file.write_bytes(damages[damage](good))
     with pytest.warns(UserWarning, match='rebuilt'): assert cached('a', [], lambda: torch.arange(100)).equal(torch.arange(100))
-    assert list(tmp_path.iterdir()) == [file] and load_checked(file).equal(torch.arange(100))
+    assert list(own_cache.iterdir()) == [file] and load_checked(file).equal(torch.arange(100))
 
 
 # No room on the disk
@@ -240,12 +239,11 @@ def test_no_room_for_a_checkpoint(tmp_path, whole):
     assert_same_run(whole, tmp_path)
 
 
-def test_no_room_for_a_cache_is_a_warning(tmp_path, monkeypatch):
+def test_no_room_for_a_cache_is_a_warning(own_cache, monkeypatch):
     def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path))
     monkeypatch.setattr(os, 'fsync', full)
     with pytest.warns(UserWarning, match='going on without a cache'): assert cached('a', [], lambda: 1) == 1
-    assert not list(tmp_path.iterdir())
+    assert not list(own_cache.iterdir())
 
 
 # Two runs in one folder

@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import numpy as np, pytest, torch
-from browser import Browser, desktop, in_browser, phone
+from browser import desktop, in_browser, phone
 from hypothesis import given, settings, strategies as st
 
 from disentangle_nb import gallery
@@ -114,11 +114,6 @@ def test_page_needs_no_other_file(split):
     page = explorer_html(split, n=40, thumb=16)
     assert not re.findall(r'https?://|(?:src|href)="(?!data:)', page)
     assert '<b>' not in page.replace('<body>', '').split('<script type="application/json"')[0]
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp('profile')) as browser: yield browser
 
 
 @pytest.fixture(scope='module')

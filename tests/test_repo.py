@@ -1,8 +1,10 @@
-"The repository is in sync: notebooks clean, modules as exported, README as `index.ipynb` gives; and a loss costs torch only."
+"The repository is in sync: notebooks clean, modules as exported, README as `index.ipynb` gives; what stands beside the code is of this version."
 import ast, filecmp, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
+import yaml
+from nbdev.config import get_config
 from nbdev.process import NBProcessor
 
 root = Path(__file__).parents[1]
@@ -85,19 +87,28 @@ def test_quarto_configuration_is_one_file():
 
 
 def test_version_is_that_of_settings():
-    from nbdev.config import get_config
     import disentangle_nb
     assert disentangle_nb.__version__ == get_config(path=root).version
 
 
-heavy = {'fastai', 'fastcore', 'torchvision', 'matplotlib', 'sklearn', 'skimage', 'scipy', 'pandas', 'PIL', 'IPython', 'nbdev'}
+def test_citation_and_changes_name_the_version():
+    version = get_config(path=root).version
+    citation = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    assert citation['version'] == version
+    assert citation['preferred-citation']['identifiers'][0]['value'] == 'arXiv:2108.06613'
+    assert f'## {version}' in (root/'CHANGELOG.md').read_text(encoding='utf-8')
 
 
-@pytest.mark.parametrize('module, unwanted', [
-    ('losses', heavy), ('infonce', heavy), ('regularizers', heavy), ('model', heavy),
-    ('probing', heavy - {'sklearn', 'scipy', 'pandas'}), ('metrics', heavy - {'sklearn', 'scipy', 'pandas'})])
-def test_import_weight(module, unwanted):
-    code = f'import sys, disentangle_nb.{module}; print(*sorted({{name.partition(".")[0] for name in sys.modules}}))'
-    done = run('-c', code)
-    assert done.returncode == 0, done.stderr
-    assert not unwanted & set(done.stdout.split())
+def test_changes_name_every_module_and_command():
+    text = (root/'CHANGELOG.md').read_text(encoding='utf-8')
+    modules = {p.stem for p in (root/'disentangle_nb').glob('[!_]*.py')} - {'run'}
+    commands = re.findall(r'^(disentangle_\w+)=', get_config(path=root).console_scripts.replace(' ', '\n'), re.M)
+    assert not [name for name in (*modules, *commands) if f'`{name}`' not in text]
+
+
+def test_workflow_runs_what_we_run_on_three_systems():
+    job = yaml.safe_load((root/'.github/workflows/test.yml').read_text(encoding='utf-8'))['jobs']['test']
+    assert {name.split('-')[0] for name in job['strategy']['matrix']['os']} == {'ubuntu', 'macos', 'windows'}
+    steps = [step.get('run', step.get('uses')) for step in job['steps']]
+    assert '.ci/run' in steps
+    assert next(i for i, s in enumerate(steps) if 'core.symlinks true' in s) < next(i for i, s in enumerate(steps) if 'checkout' in s)

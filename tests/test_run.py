@@ -1,6 +1,7 @@
 "Runs: options that are refused at once, and folders that lose nothing"
-import shutil, signal
+import shutil, signal, subprocess, sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
@@ -40,10 +41,28 @@ def copied(finished, tmp_path): return shutil.copytree(finished, tmp_path/'copy'
     (dict(kinds='DC,BC', base='inferred', start=3, slices='4,4,4'), r'2 \(DC, BC\), got 3; give --slices 2'),
     (dict(kinds='DC,BC', base='routed', slices='3'), 'give --slices 2'),
     (dict(base='whole', agree=.9), '--agree is for the base category'), (dict(base='whole', balance=1.), '--balance is for the base category'),
-    (dict(base='category', start=3, balance=-1.), 'balance must be 0 or more')])
+    (dict(base='category', start=3, balance=-1.), 'balance must be 0 or more'),
+    (dict(reg='hes'), 'unknown regulariser'), (dict(kinds='XX'), 'unknown kind'), (dict(data='nowhere'), 'unknown source'), (dict(arch='resnet19'), 'unknown encoder'),
+    (dict(slices='5'), 'does not split'), (dict(bs=1), 'too small'), (dict(tau=0), 'tau must be positive'),
+    (dict(base='routed'), 'do not tell DC, BC apart'), (dict(base='inferred', kinds='DC,BC'), 'needs --start'),
+    (dict(base='inferred', kinds='DC-BC,BC', start=4), 'have no names')])
 def test_wrong_options_are_refused_before_anything_is_written(tmp_path, options, message):
     with pytest.raises(ValueError, match=message): go(tmp_path/'run', **options)
     assert not (tmp_path/'run').exists()
+
+
+def command(*args): return subprocess.run([Path(sys.executable).with_name('disentangle_run'), *args], capture_output=True, text=True)
+
+
+def test_a_wrong_option_ends_with_one_line(tmp_path):
+    done = command('--reg', 'hes', '--quiet', '--out', str(tmp_path/'run'))
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert [l for l in done.stderr.splitlines() if l.startswith('error: unknown regulariser')]
+
+
+def test_help_explains_each_option():
+    text = command('--help').stdout
+    assert not [name for name in OPTIONS if f'  --{name} ' not in text] and '(default: embedded)' in text
 
 
 def test_an_option_that_fails_later_does_not_take_the_folder(tmp_path):
@@ -95,8 +114,7 @@ def test_an_unfinished_run_goes_on_with_its_own_images_only(copied, monkeypatch)
     assert (go_on().folder/'scorecard.json').exists()
 
 
-def test_a_folder_of_images_may_move_until_the_run_is_finished(tmp_path, monkeypatch):
-    monkeypatch.setenv('DISENTANGLE_CACHE', str(tmp_path/'cache'))
+def test_a_folder_of_images_may_move_until_the_run_is_finished(tmp_path):
     for name in 'ab':
         (tmp_path/'here'/name).mkdir(parents=True)
         for i in range(20): Image.fromarray(np.diag(np.full(28, 9 * i + 9, np.uint8))).save(tmp_path/'here'/name/f'{i}.png')

@@ -3,7 +3,7 @@ import importlib, inspect, re, subprocess, sys
 from pathlib import Path
 
 import pytest
-from browser import Browser, desktop, in_browser, phone
+from browser import desktop, in_browser, phone
 from docs import as_terminal, check_site
 from fastcore.docments import docments
 from nbdev.config import get_config
@@ -147,11 +147,6 @@ def test_parameters_are_explained():
         said = docments(o)
         if unsaid := [n for n in named if not said.get(n)]: bare[o.__name__] = unsaid
     assert not {name: unsaid for name, unsaid in bare.items() if name not in self_explaining}
-
-
-@pytest.fixture(scope='session')
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp('profile')) as browser: yield browser
 
 
 @in_browser

@@ -1,9 +1,8 @@
-"The tutorials: each opens in Colab, says what it gives, exports nothing; and what stands beside the code is up to date."
+"The tutorials: each opens in Colab, says what it gives, exports nothing; and what it adds works on the command line."
 import json, re, subprocess, sys
 from pathlib import Path
 
 import pytest
-import yaml
 from nbdev.config import get_config
 from nbdev.process import NBProcessor
 
@@ -86,26 +85,3 @@ def test_own_regulariser_and_encoder_in_a_study(mine, tmp_path):
     path.write_text(json.dumps(mine | {'recipe': tiny, 'grid': [{'reg': 'crosscorr', 'lam': 10, 'arch': 'patches'}]}))
     record, = run_study(path, tmp_path/'runs')
     assert record['reg'] == 'crosscorr' and record['config']['arch'] == 'patches'
-
-
-def test_citation_and_changes_name_the_version():
-    version = get_config(path=root).version
-    citation = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
-    assert citation['version'] == version
-    assert citation['preferred-citation']['identifiers'][0]['value'] == 'arXiv:2108.06613'
-    assert f'## {version}' in (root/'CHANGELOG.md').read_text(encoding='utf-8')
-
-
-def test_changes_name_every_module_and_command():
-    text = (root/'CHANGELOG.md').read_text(encoding='utf-8')
-    modules = {p.stem for p in (root/'disentangle_nb').glob('[!_]*.py')} - {'run'}
-    commands = re.findall(r'^(disentangle_\w+)=', get_config(path=root).console_scripts.replace(' ', '\n'), re.M)
-    assert not [name for name in (*modules, *commands) if f'`{name}`' not in text]
-
-
-def test_workflow_runs_what_we_run_on_three_systems():
-    job = yaml.safe_load((root/'.github/workflows/test.yml').read_text(encoding='utf-8'))['jobs']['test']
-    assert {name.split('-')[0] for name in job['strategy']['matrix']['os']} == {'ubuntu', 'macos', 'windows'}
-    steps = [step.get('run', step.get('uses')) for step in job['steps']]
-    assert '.ci/run' in steps
-    assert next(i for i, s in enumerate(steps) if 'core.symlinks true' in s) < next(i for i, s in enumerate(steps) if 'checkout' in s)
