@@ -1,16 +1,19 @@
 "Build the documentation site into `_docs/` without Quarto, and fail on a broken link: `python .ci/docs.py`"
-import json, re, shutil, sys
+import base64, json, re, shutil, sys
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from fastcore.script import call_parse
+from nbdev import processors
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 from smalldocs import layout
 from smalldocs.config import load
 from smalldocs.site import Site, rel
 
+definitions = processors._def_names
+processors._def_names = lambda *args: definitions(*args)[::-1] # nbdev inserts what a cell defines one before the other
 katex = Path(__file__).parent/'katex'
 google_fonts = re.compile(r'@import\s*url\(["\']?https?://fonts\.[^)]*\);?')
 fetch_index = 'const r = await fetch(offset + "search.json");\n      index = await r.json();'
@@ -70,6 +73,12 @@ def hang_signatures(text):
                   lines, text, flags=re.S)
 
 
+def true_size(text):
+    "Show each figure at the size it was drawn for: it is stored with two pixels for one"
+    def sized(m): return f'<img width="{int.from_bytes(base64.b64decode(m[1])[16:20], "big") // 2}" src="data:image/png;base64,{m[1]}'
+    return re.sub(r'<img src="data:image/png;base64,([A-Za-z0-9+/]{44})', sized, text)
+
+
 def search_from_file(site):
     "Let search work from `file://` too, where a page may not fetch JSON but may load a script"
     script = site.out/'site_libs/smalldocs.js'
@@ -85,7 +94,7 @@ def localize(site):
     shutil.copytree(katex, site.out/'site_libs/katex', dirs_exist_ok=True)
     for page in site.pages.values():
         path, home = site.out/page.out, rel(PurePosixPath('site_libs/katex'), page)
-        text = hang_signatures(plain_signatures(path.read_text(encoding='utf-8'), site.address))
+        text = true_size(hang_signatures(plain_signatures(path.read_text(encoding='utf-8'), site.address)))
         path.write_text(text.replace(layout.KATEX, home), encoding='utf-8')
     for css in (site.out/'site_libs/themes').glob('*.css'):
         css.write_text(google_fonts.sub('', css.read_text(encoding='utf-8')), encoding='utf-8')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTHERS', 'lightly_loss', 'metric_learning_loss', 'make_loss', 'one_step', 'peak_memory', 'measure', 'limit_memory',
-           'measure_apart', 'fastest', 'machine', 'loss_table', 'compare_losses', 'bench', 'pairs_one_by_one',
-           'composition_speed', 'step_overhead']
+           'failure', 'measure_apart', 'fastest', 'machine', 'loss_table', 'compare_losses', 'bench',
+           'pairs_one_by_one', 'composition_speed', 'step_overhead']
 
 # %% ../nbs/14_bench.ipynb #5bb00397
 import importlib, io, json, re, subprocess, sys, time
@@ -94,6 +94,16 @@ def limit_memory(
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (int(gib * 2**30),) * 2)
 
+def failure(
+    stderr:str, # What a process wrote before it failed
+    code:int, # Its exit code
+    limit:float=0, # GiB of address space that it had, 0 for no limit
+)->str: # One line
+    "Why a process failed: the last line of its error, or that memory ran out"
+    last = (stderr.strip().splitlines() or [f'exit code {code}'])[-1]
+    if not re.search('allocate memory|not enough memory|out of memory|MemoryError', last): return last
+    return 'out of memory' + (f' (limit {limit:g} GiB)' if limit else '')
+
 def measure_apart(
     name:str, # Of `make_loss`
     rows:int, # Views in the batch, `2N`
@@ -104,7 +114,7 @@ def measure_apart(
     code = 'import json, sys, torch; from disentangle_nb.bench import limit_memory, measure; torch.set_num_threads(1); o = json.loads(sys.argv[1])\n' \
            'if o["limit"]: limit_memory(o["limit"])\nprint(json.dumps(measure(o["name"], o["rows"], **o["kwargs"])))'
     done = subprocess.run([sys.executable, '-c', code, json.dumps(dict(name=name, rows=rows, limit=limit, kwargs=kwargs))], capture_output=True, text=True)
-    if done.returncode: return dict(loss=name, rows=rows, error=(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1])
+    if done.returncode: return dict(loss=name, rows=rows, error=failure(done.stderr, done.returncode, limit))
     return json.loads(done.stdout.splitlines()[-1])
 
 # %% ../nbs/14_bench.ipynb #615388be

@@ -119,7 +119,7 @@ def _ratio(sums, unbiased):
     "HSIC normalised by those of each side with itself, 0 where one side does not vary"
     hxy, hxx, hyy = _hsics(sums, unbiased)
     floor = [1e-12 * t / len(sums[1][0])**2 for t in sums[0][1:]]
-    return hxy / (hxx * hyy)**0.5 if hxx > floor[0] and hyy > floor[1] else 0.
+    return hxy / (hxx**0.5 * hyy**0.5) if hxx > floor[0] and hyy > floor[1] else 0.
 
 # %% ../nbs/10_dependence.ipynb #4d70cbaa
 def cka(
@@ -189,6 +189,7 @@ def half_sample_interval(
     scale: float = 1., # multiplies the deviations
 ) -> tuple: # `(low, high)`
     "Interval from the spread of half-sample replicates"
+    if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
     d = np.asarray(replicates, float)
     d = d[np.isfinite(d)]
     if not np.isfinite(value) or len(d) < 2: return (float("nan"),) * 2
@@ -210,6 +211,7 @@ def _all_stats(x, y):
 def _few_halves(n, n_boot, max_rows, seed):
     "Half samples of at most `max_rows` of `n` rows, and the factor from their spread to that of `n` rows"
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_rows]
+    if n_boot < 0: raise ValueError(f"n_boot must be 0 or more, got {n_boot}")
     if n_boot and len(rows) < 8: raise ValueError(f"half samples need 8 rows or more, got {len(rows)}: n_boot=0 leaves the intervals out")
     return [rows[h] for h in half_samples(len(rows), n_boot, seed)], (len(rows) / n)**0.5
 

@@ -20,7 +20,8 @@ from scipy.special import digamma, entr
 from scipy.stats import rankdata
 from torch.nn import functional as F
 
-from .probing import (_array, _different, _fit_softmax, _mlp_net, _standardiser, _train_mlp, as_slices, batch_rows, check_embeddings,
+from .infonce import without_autocast
+from .probing import (_array, _different, _fit_mlp, _fit_softmax, _standardiser, as_slices, batch_rows, check_embeddings,
                                     linear_probe, mlp_probe, standardised)
 
 # %% ../nbs/11_disentanglement.ipynb #6842cacb
@@ -72,7 +73,9 @@ def _factor(name, a, b, discrete):
     if discrete is None: discrete = a.dtype.kind != "f"
     values, codes = np.unique(a, return_inverse=True)
     if len(values) < 2: raise ValueError(f"{name}: only one value in training, nothing to measure: drop this factor")
-    if not discrete: return Factor(name, torch.tensor(a.astype(float)), torch.tensor(b.astype(float)), False)
+    if not discrete:
+        if "U" in (a.dtype.kind, b.dtype.kind) or "O" in (a.dtype.kind, b.dtype.kind): raise TypeError(f"{name}: strings such as {a[0]!r} are no continuous factor: leave `discrete` out for it")
+        return Factor(name, torch.tensor(a.astype(float)), torch.tensor(b.astype(float)), False)
     new = np.setdiff1d(b, values)
     if len(new): raise ValueError(f"{name}: classes {new[:5].tolist()} occur on test but are absent from training: drop those rows, or choose another split")
     return Factor(name, torch.tensor(codes), torch.tensor(np.searchsorted(values, b)), True, tuple(values.tolist()))
@@ -91,6 +94,7 @@ def as_factors(
         b = [b[there.index(n)] for n in found]
     names = [str(n) for n in _different(found or (f"f{i}" for i in range(len(a))) if names is None else names)]
     if found and set(names) == set(found): a, b = ([v[found.index(n)] for n in names] for v in (a, b))
+    if not a: raise ValueError("factors have no columns: one factor or more is needed")
     if not len(a) == len(b) == len(names): raise ValueError(f"{len(a)} train factors, {len(b)} test factors and {len(names)} names {names} must be as many")
     return [_factor(*args) for args in zip(names, a, b, _kinds(discrete, names))]
 
@@ -112,8 +116,9 @@ def as_blocks(
 ) -> tuple: # `(order of the columns, list of contiguous slices of the ordered columns)`
     "Column order and contiguous slices for any partition of the dimensions"
     if torch.is_tensor(slices): slices = slices.tolist()
-    if isinstance(slices, (int, np.integer)) or all(isinstance(s, (int, np.integer)) for s in slices):
+    if isinstance(slices, (str, dict)) or not np.iterable(slices) or all(isinstance(s, (int, np.integer)) for s in slices):
         return np.arange(D), as_slices(slices, D)
+    if any(not isinstance(s, slice) and not len(s) for s in slices): raise ValueError(f"slices must hold one dimension or more each, got {slices}")
     try: blocks = [np.arange(D)[s if isinstance(s, slice) else np.asarray(s)].ravel() for s in slices]
     except IndexError as e: raise ValueError(f"slices must hold indices of the {D} dimensions: {e}") from None
     order = np.concatenate(blocks)
@@ -240,7 +245,7 @@ class Regressor:
     ) -> torch.Tensor: # float64 `(n,)`, in units of the factor
         "Predicted values"
         z = standardised(x, self.mean, self.std)
-        return (self.net(z) if self.weight is None else z @ self.weight.T)[:, 0].double() * self.y_std + self.y_mean
+        with without_autocast(z): return (self.net(z) if self.weight is None else z @ self.weight.T)[:, 0].double() * self.y_std + self.y_mean
 
 # %% ../nbs/11_disentanglement.ipynb #22d5a52b
 def _regression_rows(x, y):
@@ -284,13 +289,8 @@ def mlp_regressor(
     held = fifth == 0
     mean, std = [t.float() for t in _standardiser(x[~held])]
     z, t = standardised(x, mean, std), t.to(mean)[:, None]
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        net = _mlp_net(z[~held], width, 1)
-        valid = lambda: F.mse_loss(net(z[held]), t[held]).item()
-        _train_mlp(net, z[~held], t[~held], valid, epochs, batch_rows(len(z)), 3e-3, torch.Generator().manual_seed(seed), F.mse_loss)
-        noise = max(valid(), 1e-12)
-    return Regressor(net, mean, std, *units, noise)
+    net, loss = _fit_mlp(z[~held], t[~held], z[held], t[held], 1, F.mse_loss, width, epochs, batch_rows(len(z)), 3e-3, seed)
+    return Regressor(net, mean, std, *units, max(loss, 1e-12))
 
 # %% ../nbs/11_disentanglement.ipynb #f055317d
 class Reading(NamedTuple):

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import count, cycle
+from operator import index
 from typing import Any
 import torch
 from torch import nn, Tensor
@@ -37,17 +38,21 @@ REGULARIZERS:dict = dict(
 def make_reg(
     name:str, # A key of `REGULARIZERS`; 'none' gives None
     **kwargs, # Options of the regulariser, such as `n_slices` and `tau`
-)->nn.Module:
+)->Any: # A module; None for 'none'
     "The regulariser called `name`"
     one_of('the regulariser', name, REGULARIZERS)
-    return REGULARIZERS[name](**kwargs)
+    reg = REGULARIZERS[name](**kwargs)
+    if reg is not None: reg.name = name
+    return reg
 
 # %% ../nbs/04_losses.ipynb #8e660053
 def routes_of(
     kinds, # For each kind of pair the factors it fixes, such as `['DC', 'BC']` or `['DC-BC', 'DC-DL', 'BC-DL']`
 )->dict: # From each factor that is fixed by a kind to the numbers of the kinds that fix it
     "Which kinds of pairs tell about which factor"
-    kinds = [k.strip() for k in (kinds.split(',') if isinstance(kinds, str) else kinds)]
+    kinds = kinds.split(',') if isinstance(kinds, str) else list(kinds)
+    if not all(isinstance(k, str) for k in kinds): raise TypeError(f"kinds must be names of factors joined by '-', such as DC-BC; got {kinds}")
+    kinds = [k.strip() for k in kinds]
     if not set(kinds) - {'none'} or len(set(kinds)) < len(kinds) or not all(all(k.split('-')) for k in kinds):
         raise ValueError(f"kinds must be different names of factors joined by '-', one at least, such as DC-BC; got {kinds}")
     routes = {f: [i for i,k in enumerate(kinds) if f in k.split('-')] for k in kinds if k != 'none' for f in k.split('-')}
@@ -67,6 +72,7 @@ def check_numbers(
     if not torch.is_tensor(numbers): raise TypeError(f"{name} must be a tensor, got {type(numbers).__name__}")
     if numbers.shape != z0.shape[:1]: raise ValueError(f"{name} must give one number for each of the {len(z0)} pairs, got the shape {tuple(numbers.shape)}")
 
+# %% ../nbs/04_losses.ipynb #2f1bc0b4
 class RoutedMax(SliceLoss):
     "NT-Xent of the pairs of each kind by the slices that are told to hold it, together; called as `loss(z0, z1, kind)`"
     name,uses_kind = 'routedmax',True
@@ -75,7 +81,10 @@ class RoutedMax(SliceLoss):
         **kwargs, # Options of `SliceLoss`; with the reduction 'mean' each kind is divided by the anchors it has
     ):
         super().__init__(**kwargs)
-        self.routes = [list(r) for r in (routes.values() if isinstance(routes, dict) else routes)]
+        wrong = TypeError(f"routes must give for each slice the numbers of its kinds, such as [[0], [1]] or routes_of('DC,BC'), got {routes!r}")
+        if isinstance(routes, str): raise wrong
+        try: self.routes = [[index(g) for g in r] for r in (routes.values() if isinstance(routes, dict) else routes)]
+        except TypeError: raise wrong from None
         if not self.routes or not all(self.routes): raise ValueError(f"each slice needs the numbers of one kind or more in its route, got the routes {self.routes}")
 
     def loss(self, z0, z1, kind):
@@ -125,6 +134,7 @@ def info_nce_within(
     total = sum((info_nce(z0[group == g], z1[group == g], tau, 'sum') for g in numbers[counts > 1]), start=zero_of(z0))
     return reduced(total, 2 * len(z0), reduction)
 
+# %% ../nbs/04_losses.ipynb #f75ef01b
 def chance_within(
     group:Tensor, # Group of each pair, `(N,)`, integers
     reduction:str='mean', # 'mean' over the `2N` anchors, or 'sum'
@@ -141,6 +151,7 @@ def likeliest(
     "The category that a pair shares"
     return (p0 * p1).argmax(1)
 
+# %% ../nbs/04_losses.ipynb #1c6176c0
 def category_loss(
     p0:Tensor, # Probabilities of the categories in the first views, `(N, K)`
     p1:Tensor, # Probabilities of the categories in the second views, `(N, K)`
@@ -148,7 +159,10 @@ def category_loss(
     balance:float=0., # Weight of the entropy that their use lacks, 0 or more
 )->Tensor: # Scalar, nats
     "Cross-entropy of each view's category with the likeliest of the pair"
+    check_pair(p0, p1)
     p0,p1 = (p.to(torch.promote_types(p.dtype, torch.float32)) for p in (p0, p1))
+    if any(((p.sum(1) - 1).abs() >= .01).any() or (p < 0).any() for p in (p0, p1)): # NaN passes, and is named where training stops
+        raise ValueError('rows of categories must hold probabilities: give the model categories=True, and the callback FindCategories')
     c = likeliest(p0, p1)[:, None]
     tiny,use = torch.finfo(p0.dtype).tiny,torch.cat([p0, p1]).mean(0)
     total = -sum(p.gather(1, c).clamp_min(tiny).log().sum() for p in (p0, p1))
@@ -171,8 +185,6 @@ class CategoryMax(SliceLoss):
         check_pair(z0, z1)
         (p0,*rest0),(p1,*rest1) = split_slices(z0, self.n_slices),split_slices(z1, self.n_slices)
         if not self.ready: return info_nce(p0, p1, self.tau, self.reduction)
-        if any(((p.sum(1) - 1).abs() >= .01).any() or (p < 0).any() for p in (p0, p1)): # NaN passes, and is named where training stops
-            raise ValueError('the first slice must hold probabilities: give the model categories=True, and the callback FindCategories')
         group = likeliest(p0, p1)
         within = [info_nce_within(a, b, group, self.tau, 'sum') for a,b in zip(rest0, rest1)]
         self.gain = (chance_within(group) - sum(within) / (2 * len(z0) * len(within))).item() if within else 0.
@@ -186,9 +198,10 @@ def make_base(
     **kwargs, # Options of the loss, for a key
 )->nn.Module:
     "The contrastive loss that is regularised"
-    if callable(base) and not isinstance(base, str):
+    if callable(base) and not isinstance(base, (str, type)):
         if kwargs: raise TypeError(f"{', '.join(kwargs)}: options are for a base by name, and this one is a module ({type(base).__name__}) that has its own")
         return base
+    if not isinstance(base, str): raise TypeError(f"a base is a key of BASES, or a module such as InfoMax(tau=0.2), got {base!r}")
     one_of('base', base, BASES)
     return BASES[base](**kwargs)
 
@@ -229,7 +242,7 @@ def check_objective(
 ):
     "Raise an error unless weights and slices fit the regularisers, and the base can be held and tells what it gains where that is asked for"
     if wrong := [r for r in regs if not isinstance(r, nn.Module)]: raise TypeError(f"a regulariser is a module, such as make_reg('hess') or HessReg(), got {wrong[0]!r}")
-    if isinstance(lam, list) and len(lam) != len(regs): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
+    if isinstance(lam, list) and (len(lam) != len(regs) or any(isinstance(l, list) for l in lam)): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
     for r in regs:
         if (hold or not isinstance(base, InfoMax)) and hasattr(base, 'n_slices') and hasattr(r, 'n_slices') and not same_slices(r.n_slices, base.n_slices):
             raise ValueError(f"base and regulariser cut different slices: {type(base).__name__} has n_slices={base.n_slices}, {type(r).__name__} {r.n_slices}; give both the same")
@@ -242,6 +255,7 @@ def check_objective(
 class DisentangleLoss(nn.Module):
     "A contrastive loss plus weighted regularisers, called as `loss(z0, z1)` on raw projections `(N, D)`; with the kinds too if `uses_kind`"
     base:Any # the contrastive loss
+    lam:Any # weight of all regularisers, or a list of one for each
     gained:Tensor|None # moving average of what the base gains over chance, nats
     def __init__(self,
         regs=None, # A regulariser, a list of them, or None
@@ -265,22 +279,27 @@ class DisentangleLoss(nn.Module):
         if warmup < 0: raise ValueError(f"warmup must be 0 steps or more, got {warmup}")
         self.names,self.uses_kind = unique_names([self.base, *regs]),getattr(self.base, 'uses_kind', False)
         self.lam,self.warmup,self.start,self.gain = lam,warmup,start,gain
-        self.held,self.step,self.parts = self.base.n_slices if hold else None,0,{}
+        self.held,self.parts = self.base.n_slices if hold else None,{}
+        self.step:int|None = None # number of the present step, which the training loop sets
         self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
 
     def weights(self):
         "Weights at the present `step`, by the names they are logged under"
-        lams = {'lam': self.lam} if isinstance(self.lam, (int, float)) else {f'lam_{n}': l for n,l in zip(self.names[1:], self.lam)}
-        share = ramp(self.step - self.start, self.warmup)
+        lams = {f'lam_{n}': l for n,l in zip(self.names[1:], self.lam)} if isinstance(self.lam, (list, tuple)) else {'lam': float(self.lam)}
+        share = ramp((self.step or 0) - self.start, self.warmup)
         if self.gain and self.gained is not None: share *= min(1., max(0., self.gained.item() / self.gain))
         return {n: l * share for n,l in lams.items()}
 
     def forward(self, z0, z1, *kind):
-        if hasattr(self.base, 'ready'): self.base.ready = self.step >= self.start
+        trained = z0.requires_grad or z1.requires_grad
+        if trained and self.step is None and (self.warmup or self.start): raise RuntimeError("warmup and start count steps: set loss.step, the number of the step, before each call")
+        if hasattr(self.base, 'ready'): self.base.ready = (self.step or 0) >= self.start
         views = [hold_first(z, self.held) for z in (z0, z1)] if self.held else (z0, z1)
         base,regs = self.base(z0, z1, *kind), [m(*views) for m in self.regs]
-        if self.gained is not None and z0.requires_grad: self.gained += (self.base.gain - self.gained) / 50
+        if self.gained is not None and trained and math.isfinite(self.base.gain): self.gained += (self.base.gain - self.gained) / 50
         weights = self.weights()
         loss = base + sum(l * r for l,r in zip(cycle(weights.values()), regs))
         self.parts = {n: v.detach() for n,v in zip(self.names, (base, *regs))} | {n: loss.new_full((), l) for n,l in weights.items()} | {'loss': loss.detach()}
         return loss
+
+    def extra_repr(self): return f'lam={self.lam}, warmup={self.warmup}, start={self.start}, hold={self.held is not None}, gain={self.gain}'

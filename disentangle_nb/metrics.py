@@ -73,6 +73,7 @@ def _checked(embeddings, factors, test, slices, names, discrete, seed):
     "Training and test embeddings with ordered columns, typed factors and parts"
     x, y = check_embeddings(embeddings), factors if hasattr(factors, "columns") or torch.is_tensor(factors) else _array(factors, "factors")
     if y.ndim < 1 or len(x) != len(y): raise ValueError(f"{len(x)} rows of embeddings and {len(y) if y.ndim else 'one number'} of factors")
+    if test is not None and not (isinstance(test, (tuple, list)) and len(test) == 2): raise TypeError(f"test must be a pair, (embeddings, factors), got {type(test).__name__}")
     (x, y), (xt, yt) = _split(x, y, seed) if test is None else ((x, y), test)
     if len(xt) < 8: raise ValueError(f"{len(xt)} test rows are too few: at least 8 are needed" + (f", and 30 percent of the {len(x) + len(xt)} rows are taken for test" if test is None else ""))
     xt = check_embeddings(xt, "test embeddings")
@@ -337,7 +338,7 @@ def metrics_card(
 ) -> MetricsCard: # with intervals
     "Measure everything"
     start = time.perf_counter()
-    _check_numbers(widths, level, n_boot=n_boot, n_refit=n_refit, n_perm=n_perm)
+    _check_numbers(widths, level, n_boot=n_boot, n_refit=n_refit, n_perm=n_perm, seed=seed)
     x, xt, factors, parts = _checked(embeddings, factors, test, slices, names, discrete, seed)
     judged = _judged(factors, shared)
     rows = _tree_rows(judged, len(x), seed) if boosted else None
@@ -389,6 +390,8 @@ def compare(
     level: float = 0.95, # coverage of the interval of the paired differences
 ) -> Comparison: # of every metric
     "Means over seeds and paired differences to a baseline"
+    _check_numbers((), level)
+    if not isinstance(cards, dict): raise TypeError(f"cards must be a dictionary, from the name of a method to its card, or to one card a seed; got {type(cards).__name__}")
     cards = {k: list(v) if isinstance(v, (list, tuple)) else [v] for k, v in cards.items()}
     baseline = next(iter(cards), None) if baseline is None else baseline
     if baseline is None or baseline not in cards: raise ValueError(f"baseline={baseline!r} is none of {list(cards)}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'check_slices', 'slice_widths', 'same_slices', 'split_slices', 'conv_bn', 'BasicBlock', 'small_resnet',
-           'evaluating', 'is_encoder', 'make_encoder', 'n_features', 'Categories', 'difference', 'log_densities',
-           'fit_once', 'KindMixture', 'projection', 'Parallel', 'SlicedModel', 'embed']
+           'evaluating', 'is_encoder', 'make_encoder', 'n_features', 'Categories', 'projection', 'Parallel',
+           'SlicedModel', 'embed', 'difference', 'log_densities', 'fit_once', 'KindMixture']
 
 # %% ../nbs/01_model.ipynb #3d21a70b
 from collections.abc import Sequence
@@ -155,6 +155,68 @@ class Categories(nn.Module):
         p = (F.normalize(first, dim=1) @ self.prototypes.T / self.tau).softmax(1)
         return torch.cat([torch.where(self.prototypes.any(), p, first), rest], 1)
 
+# %% ../nbs/01_model.ipynb #bb11f2ff
+def projection(
+    n_in: int, # width of the features
+    dim: int, # width D of the embedding
+    hidden: int = 0, # width of a hidden layer; 0 for a linear projection
+    final_norm: bool = True # end in a batch norm without affine
+) -> nn.Sequential:
+    "Features to embedding"
+    layers = [nn.Linear(n_in, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)] if hidden else []
+    layers.append(nn.Linear(hidden or n_in, dim, bias=not final_norm))
+    return nn.Sequential(*layers, *([nn.BatchNorm1d(dim, affine=False)] if final_norm else []))
+
+class Parallel(nn.ModuleList):
+    "Modules that read the same, their outputs side by side"
+    def __init__(self,
+                 modules: list # each from `(N, n)` features to `(N, d)`
+                ):
+        super().__init__(modules)
+
+    def forward(self, x): return torch.cat([m(x) for m in self], 1)
+
+class SlicedModel(nn.Module):
+    "Encoder and projection; the embedding is read as contiguous slices"
+    def __init__(self,
+                 arch: str | nn.Module = 'small', # as in `make_encoder`
+                 dim: int = 64, # width D of the embedding
+                 n_slices: int | Sequence[int] = 2, # number K of equal slices, or a sequence of widths
+                 hidden: int = 0, # width of the projection's hidden layer; 0 for a linear projection
+                 final_norm: bool = True, # end in a batch norm without affine
+                 size: int = 64, # side of the image, pixels
+                 bf16: bool = False, # run in bfloat16 by autocast
+                 categories: bool = False, # the first slice becomes `Categories`, as many as it is wide
+                 heads: bool = False # each slice has a projection of its own; with `categories` always
+                ):
+        super().__init__()
+        self.encoder, self.n_slices, self.bf16 = make_encoder(arch), n_slices, bf16
+        widths = slice_widths(n_slices, dim)
+        project = partial(projection, n_features(self.encoder, size), hidden=hidden, final_norm=final_norm)
+        self.projection = Parallel([project(w) for w in widths]) if heads or categories else project(dim)
+        self.categories = Categories(widths[0]) if categories else nn.Identity()
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self,
+                x: Tensor # `(n, 3, size, size)` images as `to_float` makes them
+               ) -> Tensor: # `(n, D)` float32 embedding, not normalised
+        "Embedding of images"
+        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            z = self.projection(self.encoder(x))
+        return self.categories(z.float() if self.bf16 else z)
+
+# %% ../nbs/01_model.ipynb #12c6133b
+@torch.no_grad()
+def embed(
+    model: nn.Module, # from float images to `(n, D)`
+    images: Tensor, # `(n, 3, h, w)` uint8
+    to_float, # from uint8 images to the floats that the model takes
+    bs: int = 500 # images at a time
+) -> Tensor: # `(n, D)` embedding, on the CPU
+    "Embeddings of uint8 images"
+    device = next((p.device for p in model.parameters()), images.device)
+    with evaluating(model): return torch.cat([model(to_float(chunk.to(device))).cpu() for chunk in images.split(bs)])
+
 # %% ../nbs/01_model.ipynb #18032cab
 def difference(
     z0: Tensor, # `(N, D)` embeddings of the first views
@@ -232,65 +294,3 @@ class KindMixture(nn.Module):
         _, params = max((fit_once(d, len(self.scales), self.dof, steps, generator) for _ in range(restarts)), key=lambda fit: fit[0])
         for buffer, value in zip((self.log_weights, self.scales), params): buffer.copy_(value)
         return self
-
-# %% ../nbs/01_model.ipynb #bb11f2ff
-def projection(
-    n_in: int, # width of the features
-    dim: int, # width D of the embedding
-    hidden: int = 0, # width of a hidden layer; 0 for a linear projection
-    final_norm: bool = True # end in a batch norm without affine
-) -> nn.Sequential:
-    "Features to embedding"
-    layers = [nn.Linear(n_in, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)] if hidden else []
-    layers.append(nn.Linear(hidden or n_in, dim, bias=not final_norm))
-    return nn.Sequential(*layers, *([nn.BatchNorm1d(dim, affine=False)] if final_norm else []))
-
-class Parallel(nn.ModuleList):
-    "Modules that read the same, their outputs side by side"
-    def __init__(self,
-                 modules: list # each from `(N, n)` features to `(N, d)`
-                ):
-        super().__init__(modules)
-
-    def forward(self, x): return torch.cat([m(x) for m in self], 1)
-
-class SlicedModel(nn.Module):
-    "Encoder and projection; the embedding is read as contiguous slices"
-    def __init__(self,
-                 arch: str | nn.Module = 'small', # as in `make_encoder`
-                 dim: int = 64, # width D of the embedding
-                 n_slices: int | Sequence[int] = 2, # number K of equal slices, or a sequence of widths
-                 hidden: int = 0, # width of the projection's hidden layer; 0 for a linear projection
-                 final_norm: bool = True, # end in a batch norm without affine
-                 size: int = 64, # side of the image, pixels
-                 bf16: bool = False, # run in bfloat16 by autocast
-                 categories: bool = False, # the first slice becomes `Categories`, as many as it is wide
-                 heads: bool = False # each slice has a projection of its own; with `categories` always
-                ):
-        super().__init__()
-        self.encoder, self.n_slices, self.bf16 = make_encoder(arch), n_slices, bf16
-        widths = slice_widths(n_slices, dim)
-        project = partial(projection, n_features(self.encoder, size), hidden=hidden, final_norm=final_norm)
-        self.projection = Parallel([project(w) for w in widths]) if heads or categories else project(dim)
-        self.categories = Categories(widths[0]) if categories else nn.Identity()
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self,
-                x: Tensor # `(n, 3, size, size)` images as `to_float` makes them
-               ) -> Tensor: # `(n, D)` float32 embedding, not normalised
-        "Embedding of images"
-        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            z = self.projection(self.encoder(x))
-        return self.categories(z.float() if self.bf16 else z)
-
-# %% ../nbs/01_model.ipynb #12c6133b
-@torch.no_grad()
-def embed(
-    model: nn.Module, # from float images to `(n, D)`
-    images: Tensor, # `(n, 3, h, w)` uint8
-    to_float, # from uint8 images to the floats that the model takes
-    bs: int = 500 # images at a time
-) -> Tensor: # `(n, D)` embedding, on the CPU
-    "Embeddings of uint8 images"
-    device = next((p.device for p in model.parameters()), images.device)
-    with evaluating(model): return torch.cat([model(to_float(chunk.to(device))).cpu() for chunk in images.split(bs)])

@@ -21,6 +21,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn import functional as F
+from .infonce import without_autocast
 from .model import slice_widths
 
 # %% ../nbs/06_probing.ipynb #d4c77693
@@ -244,21 +245,26 @@ class MLPProbe(ProbeBase):
         x, # embeddings `(n, D)`
     ) -> torch.Tensor: # natural logarithm `(n, C)`
         "Log-probability of each class"
-        return F.log_softmax(self.net(standardised(x, self.mean, self.std)), 1)
+        with without_autocast(self.mean): return F.log_softmax(self.net(standardised(x, self.mean, self.std)), 1)
 
 # %% ../nbs/06_probing.ipynb #5afaea76
-def _train_mlp(net, z, y, valid_loss, epochs, bs, lr, gen, loss_fn=F.cross_entropy):
-    "Adam over shuffled mini-batches; leaves `net` at its best epoch"
-    opt = torch.optim.Adam(net.parameters(), lr=lr, fused=True)
-    best = float("inf"), None
-    for _ in range(epochs):
-        for i in torch.randperm(len(z), generator=gen).to(z.device).split(bs):
-            opt.zero_grad()
-            loss_fn(net(z[i]), y[i]).backward()
-            opt.step()
-        loss = valid_loss()
-        if loss < best[0]: best = loss, {k: v.clone() for k, v in net.state_dict().items()}
+def _fit_mlp(z, y, z_valid, y_valid, n_out, loss_fn, width, epochs, bs, lr, seed):
+    "Adam over shuffled mini-batches, in full precision whatever surrounds the call; the net at its best epoch on the validation rows, and its loss there"
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), without_autocast(z):
+        torch.manual_seed(seed)
+        net, gen = _mlp_net(z, width, n_out), torch.Generator().manual_seed(seed)
+        opt = torch.optim.Adam(net.parameters(), lr=lr, fused=True)
+        best = float("inf"), None
+        for _ in range(epochs):
+            for i in torch.randperm(len(z), generator=gen).to(z.device).split(bs):
+                opt.zero_grad()
+                loss_fn(net(z[i]), y[i]).backward()
+                opt.step()
+            with torch.no_grad(): loss = loss_fn(net(z_valid), y_valid).item()
+            if loss < best[0]: best = loss, {k: v.clone() for k, v in net.state_dict().items()}
+    if best[1] is None: raise ValueError(f"the loss of the MLP on its validation rows was never finite: lower lr={lr}, or look at the embeddings")
     net.load_state_dict(best[1])
+    return net, best[0]
 
 # %% ../nbs/06_probing.ipynb #84f71e8c
 def _whitening(z):
@@ -272,7 +278,7 @@ def _whitening(z):
 def _mlp_net(z, width, n_out):
     "Whitening of `z`, where it has rows enough, one hidden layer, outputs"
     first = [_whitening(z)] if len(z) >= 4 * z.shape[1] else []
-    return nn.Sequential(*first, nn.Linear(z.shape[1], width), nn.ReLU(), nn.Linear(width, n_out)).to(z.device)
+    return nn.Sequential(*first, nn.Linear(z.shape[1], width), nn.ReLU(), nn.Linear(width, n_out)).to(z)
 
 # %% ../nbs/06_probing.ipynb #94e55da3
 def batch_rows(
@@ -299,14 +305,9 @@ def mlp_probe(
         if number < 1: raise ValueError(f"{name} must be 1 or more, got {number}")
     x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid, n_classes)
     mean, std = [t.float() for t in _standardiser(x[fit])]
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        z = (x[fit] - mean) / std
-        net = _mlp_net(z, width, C)
-        probe = MLPProbe(net, mean, std)
-        valid_loss = lambda: F.nll_loss(probe.log_prob(x_valid), y_valid).item()
-        _train_mlp(net, z, y[fit], valid_loss, epochs, bs or batch_rows(len(x)), lr, torch.Generator().manual_seed(seed))
-    return probe
+    z, z_valid = (standardised(rows, mean, std) for rows in (x[fit], x_valid))
+    net, _ = _fit_mlp(z, y[fit], z_valid, y_valid, C, F.cross_entropy, width, epochs, bs or batch_rows(len(x)), lr, seed)
+    return MLPProbe(net, mean, std)
 
 # %% ../nbs/06_probing.ipynb #19acd0a9
 @dataclass(eq=False)
@@ -546,7 +547,6 @@ def card_from_accuracy(
     accuracy: dict, # as `probe_matrix` returns it
     chance: dict, # percent for each factor
     shared=("DC", "BC"), # factors that are judged
-    baseline: Scorecard | None = None, # of a run without the regulariser, for R3
     **kw, # `probe`, `n_train`, `n_test`
 ) -> Scorecard: # judged
     "Match the slices, measure gaps and R1, R2, R3"
@@ -555,10 +555,9 @@ def card_from_accuracy(
     if unknown or not shared: raise ValueError(f"shared factors {list(shared)} must be one or more of {list(chance)}")
     match = match_slices(accuracy, chance, tuple(shared))
     detail = _judge(accuracy, chance, match)
-    card = Scorecard(accuracy, chance, match, {f: d["gap"] for f, d in detail.items()},
+    return Scorecard(accuracy, chance, match, {f: d["gap"] for f, d in detail.items()},
                      R1=_mean(sum((d["leakage"] for d in detail.values()), [])),
                      R2=_mean([d["whole_minus_best"] for d in detail.values()]), detail=detail, **kw)
-    return card.with_baseline(baseline) if baseline is not None else card
 
 # %% ../nbs/06_probing.ipynb #54fb0f9d
 def ideal_scorecard() -> Scorecard: # accuracies from the poster
@@ -573,14 +572,13 @@ def scorecard(
     slices: int | Sequence[int] = 2, # number of equal slices, or their widths
     factor_names=("DC", "DL", "BC"), # names of the `F` columns
     shared=("DC", "BC"), # factors that the pairs fix: the ones that are judged
-    baseline: Scorecard | None = None, # of a run without the regulariser, for R3
     valid=None, # `(embeddings, factors)` to choose the regularisation on
     probe: str | Callable = "linear", # as in `probe_matrices`
 ) -> Scorecard: # accuracies, chance, matching, gaps and R1, R2, R3
     "Probe an embedding and its slices and judge them"
     accuracy, chance = probe_matrix(train, test, slices, factor_names, probe, valid), chance_levels(train[1], test[1], factor_names)
     name = probe if isinstance(probe, str) else getattr(probe, "__name__", type(probe).__name__)
-    return card_from_accuracy(accuracy, chance, shared, baseline, probe=name, n_train=len(train[0]), n_test=len(test[0]))
+    return card_from_accuracy(accuracy, chance, shared, probe=name, n_train=len(train[0]), n_test=len(test[0]))
 
 # %% ../nbs/06_probing.ipynb #595ba25f
 def heat_map(

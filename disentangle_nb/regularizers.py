@@ -49,6 +49,7 @@ def log_denominators(
         return (len(slices) - 1) * sum(log_sum_exp(s, s, tau).sum() for s in slices)
     return sum_pairs(lambda a, b: log_sum_exp(a, b, tau).sum(), slices, ordered=True)
 
+# %% ../nbs/03_regularizers.ipynb #40fbc00f
 def info_min(
     z0:Tensor, # Projections of the first views, `(N, D)`, raw
     z1:Tensor, # Projections of the second views, `(N, D)`, raw
@@ -67,6 +68,7 @@ def info_min(
 # %% ../nbs/03_regularizers.ipynb #116824cf
 class InfoMinReg(SliceLoss):
     "InfoMin between the slices of each view"
+    name = 'infomin'
     def __init__(self, *,
         denominator:str='same', # 'same' slice (the paper's formula) or 'cross'-slice similarities
         **kwargs, # Options of `SliceLoss`
@@ -75,8 +77,6 @@ class InfoMinReg(SliceLoss):
         one_of('denominator', denominator, ('same', 'cross'))
         self.denominator = denominator
 
-    @property
-    def name(self): return 'infomin' if self.denominator == 'same' else 'infomin_cross'
     def loss(self, z0, z1): return info_min(z0, z1, self.n_slices, self.tau, self.denominator, self.reduction)
 
 # %% ../nbs/03_regularizers.ipynb #75dca4d3
@@ -139,6 +139,7 @@ def ortho(
 # %% ../nbs/03_regularizers.ipynb #087af37c
 class OrthoReg(SliceLoss):
     "Orthogonality between slices, with an optional permutation of coordinates (`tau` is not used)"
+    name = 'ortho'
     def __init__(self, *,
         permute:str|None=None, # Permutation `P`: None, 'fixed' or 'redrawn' at every call
         seed:int=0, # Seed of the fixed permutation
@@ -148,8 +149,6 @@ class OrthoReg(SliceLoss):
         one_of('permute', permute, (None, 'fixed', 'redrawn'))
         self.permute,self.seed = permute,seed
 
-    @property
-    def name(self): return f'ortho_{self.permute}' if self.permute else 'ortho'
     def loss(self, z0, z1): return ortho(z0, z1, self.n_slices, self.permute, self.seed, self.reduction)
 
 # %% ../nbs/03_regularizers.ipynb #45748d13
@@ -176,6 +175,7 @@ def hess(
 # %% ../nbs/03_regularizers.ipynb #f8d91180
 class HessReg(SliceLoss):
     "Products of the gradients of InfoMax (of the whole `z`) between slices"
+    name = 'hess'
     def __init__(self, *,
         form:str='batch', # Dot product over the 'batch', or products within each 'sample'
         **kwargs, # Options of `SliceLoss`
@@ -184,8 +184,6 @@ class HessReg(SliceLoss):
         one_of('form', form, HESS_FORMS)
         self.form = form
 
-    @property
-    def name(self): return 'hess' if self.form == 'batch' else 'hess_sample'
     def loss(self, z0, z1): return hess(z0, z1, self.n_slices, self.tau, self.form, self.reduction)
 
 # %% ../nbs/03_regularizers.ipynb #5896ee9b
@@ -278,6 +276,7 @@ def slice_hsic(
 # %% ../nbs/03_regularizers.ipynb #43090ccc
 class HSICReg(SliceLoss):
     "Dependence of the slices: normalised HSIC with Gaussian kernels (`tau` is not used, both reductions are equal)"
+    name = 'hsic'
     def __init__(self, *,
         debiased:bool=False, # Unbiased HSIC: does not depend on the batch size, can be negative
         normalize:bool=True, # Bring each slice to length 1 first?
@@ -289,6 +288,4 @@ class HSICReg(SliceLoss):
         check_width(width)
         self.debiased,self.normalize,self.whiten,self.width = debiased,normalize,whiten,width
 
-    @property
-    def name(self): return 'hsic_white' if self.whiten else 'hsic_debiased' if self.debiased else 'hsic'
     def loss(self, z0, z1): return slice_hsic(z0, z1, self.n_slices, self.debiased, self.normalize, self.whiten, self.width)

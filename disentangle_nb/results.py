@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'ALIKE', 'embed_parts', 'source_of', 'judge', 'validation_pr
            'nearest', 'neighbour_agreement', 'plot_neighbours', 'tsne', 'plot_maps', 'plot_run', 'write_report']
 
 # %% ../nbs/07_results.ipynb #cbc62855
-import csv, io, json
+import csv, io, json, warnings
 from collections.abc import Sequence
 from functools import cached_property, partial
 from math import prod
@@ -140,7 +140,8 @@ class Run:
                 ):
         self.folder = Path(folder)
         if not (self.folder/'scorecard.json').exists():
-            raise FileNotFoundError(f'{folder} holds no finished run (no scorecard.json); make one with disentangle_run --out {folder}')
+            begun = any(self.folder.glob('checkpoint-*.pt'))
+            raise FileNotFoundError(f'{folder} holds no finished run (no scorecard.json); ' + ('go on with it: the command that began it, with --resume' if begun else f'make one with disentangle_run --out {folder}'))
         readers = {'config': _read_json, 'scorecard': _read_card, 'validation': _read_card}
         self.config, self.card, self.valid_card = (read_whole(self.folder/f'{name}.json', read) for name, read in readers.items())
 
@@ -207,10 +208,12 @@ def results_table(
     runs: list # of `Run`, or anything with `config`, `card` and `title`
 ) -> str: # Markdown
     "The poster's table for a set of runs, in percent on test, below the poster's ideal"
-    names, inputs = list(runs[0].card.match), max((list(r.card.accuracy) for r in runs), key=len)
+    names, inputs = list(dict.fromkeys(f for r in runs for f in r.card.match)), max((list(r.card.accuracy) for r in runs), key=len)
     head = ['run', *(f'{f} {s}' for f in names for s in inputs), 'R1', 'R2', 'R3', 'seconds']
     rows = [_row('*ideal*', ideal_scorecard(), names, inputs)] if set(names) == {'DC', 'BC'} else []
-    rows += [_row(r.title, c, names, inputs, r.config['seconds']) for r, c in zip(runs, with_baseline(runs))]
+    titles = [r.title for r in runs]
+    titles = [f'{t} ({r.folder})' if titles.count(t) > 1 and hasattr(r, 'folder') else t for t, r in zip(titles, runs)]
+    rows += [_row(t, c, names, inputs, r.config['seconds']) for t, r, c in zip(titles, runs, with_baseline(runs))]
     return markdown_table([head, *rows])
 
 # %% ../nbs/07_results.ipynb #cfe98d94
@@ -332,12 +335,13 @@ def write_report(
     import matplotlib.pyplot as plt
     folder, table, cards = Path(folder), results_table(runs), with_baseline(runs)
     write_atomic(folder/'report.md', (table + '\n').encode())
-    write_json(folder/'report.json', [{'run': r.title, 'config': r.config, 'scorecard': c.to_dict()} for r, c in zip(runs, cards)])
+    write_json(folder/'report.json', [{'run': r.title, 'folder': str(r.folder), 'config': r.config, 'scorecard': c.to_dict()} for r, c in zip(runs, cards)])
     _save(show_scorecards({f'{i}: {r.title}': c for i, (r, c) in enumerate(zip(runs, cards))}), folder/'scorecards.png')
     for i, run in enumerate(runs):
         name = f'{i}-{run.config["reg"]}'
         _save(plot_run(run), folder/f'{name}.png')
-        plot_neighbours(run)
-        _save(plt.gcf(), folder/f'{name}-neighbours.png')
+        try: plot_neighbours(run)
+        except (ValueError, OSError) as e: warnings.warn(f'{run.folder}: no picture of neighbours, for want of the images ({e})')
+        else: _save(plt.gcf(), folder/f'{name}-neighbours.png')
         _save(plot_maps(run), folder/f'{name}-maps.png')
     return table

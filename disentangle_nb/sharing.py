@@ -45,7 +45,7 @@ tags: [disentanglement, contrastive-learning, representation-learning]
 
 # {title}
 
-An encoder of {size} x {size} RGB images whose embedding, {dim} wide, is read as {slices}. It was trained without labels of single images on pairs of the data set `{data}`, {kinds}: the two images of a pair share {shared}, and differ in the other factors. That is weak supervision.
+An encoder of {size} x {size} RGB images whose embedding, {dim} wide, is read as {slices}. It was trained without labels of single images on pairs of {data}, {kinds}: the two images of a pair share {shared}, and differ in the other factors. That is weak supervision.
 
 ## Load it
 
@@ -83,8 +83,9 @@ def model_card(
 ) -> str: # Markdown
     "The `README.md` of a hub folder"
     c, card = without_folders(run.config), run.card
-    fields = {k: c[k] for k in ('size', 'dim', 'data', 'seed', 'hardware', 'seconds')}
-    return _CARD.format(**fields, title=run.title, slices=_slices_in_words(c['slices']), kinds=f'of the kind {c["kinds"][0]}' if len(c['kinds']) == 1 else f'of the kinds {", ".join(c["kinds"])}',
+    fields = {k: c[k] for k in ('size', 'dim', 'seed', 'hardware', 'seconds')}
+    data = 'own images' if set(folder_options(run.config)) & {'data', 'digits', 'backgrounds'} else f'the data set `{c["data"]}`'
+    return _CARD.format(**fields, data=data, title=run.title, slices=_slices_in_words(c['slices']), kinds=f'of the kind {c["kinds"][0]}' if len(c['kinds']) == 1 else f'of the kinds {", ".join(c["kinds"])}',
                         shared=f'the {"image" if c.get("same") == "instance" else "class"} of each factor that its kind names', probe=card.probe, n_test=card.n_test,
                         table=results_table([run]), command=command(run), versions=', '.join(f'{k} {v}' for k, v in c['versions'].items()),
                         safetensors='; `model.safetensors` holds the same' if find_spec('safetensors') else '')
@@ -122,7 +123,7 @@ def save_hub(
     if folder.resolve() == run.folder.resolve(): raise ValueError(f'{folder} is the folder of the run itself, whose options would be overwritten; choose another')
     if (folder/'README.md').exists() and not (folder/'scorecard.json').exists(): raise ValueError(f'{folder} holds a README.md that belongs to no run; choose an empty folder, or that of an earlier hub')
     weights, parts = read_whole(run.folder/'weights.pt', _weights), run.parts
-    for name in ('weights.pt', 'embeddings.npz', 'scorecard.json'): write_atomic(folder/name, (run.folder/name).read_bytes())
+    for name in ('weights.pt', 'embeddings.npz', 'validation.json', 'scorecard.json'): write_atomic(folder/name, (run.folder/name).read_bytes())
     write_json(folder/'config.json', without_folders(run.config))
     if find_spec('safetensors'):
         from safetensors.torch import save # pyright: ignore[reportMissingImports]

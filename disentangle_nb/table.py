@@ -60,12 +60,13 @@ class Table:
 def _read_rows(path):
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is not a file; expected a CSV file with a header such as file,shape,colour')
     with open(path, newline='', encoding='utf-8-sig') as f:
-        reader = csv.reader(f)
+        reader = csv.reader(f, skipinitialspace=True)
         try: (_, header), *rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row] or [(1, [])]
         except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 ({e}); save it as UTF-8') from None
         except csv.Error as e: raise ValueError(f'{path}, line {reader.line_num}: not CSV ({e})') from None
     if not rows: raise ValueError(f'{path} has no rows below its header')
     for n, row in rows:
+        if any('\n' in cell for cell in row): raise ValueError(f'{path}, up to line {n}: a cell goes on over the end of its line; is a quote not closed?')
         if any(row[len(header):]): raise ValueError(f'{path}, line {n}: more cells than the {len(header)} columns {", ".join(header)}; a comma inside a cell needs quotes around the cell')
     if split := [c for c in header if c != 'split' and c.lower() == 'split']: raise ValueError(f'{path} has a column {split[0]!r}; the column that says what is for training is called split')
     if twice := [c for i, c in enumerate(header) if c and c in header[:i]]: raise ValueError(f'{path} has two columns {twice[0]!r}')
@@ -127,10 +128,10 @@ def read_table(
     values = {f: [row[f] for row in rows] for f in factors}
     classes = {f: _class_names(path, f, v) for f, v in values.items()}
     keep = _split_rows(path, rows, split)
-    if split and 'split' in rows[0]:
-        known = [row for row in rows if row['split'] == 'train']
+    if split:
+        known = [i for i, row in enumerate(rows) if row['split'] == 'train'] if 'split' in rows[0] else _split_rows(path, rows, 'train')
         for f in factors:
-            if known and (new := sorted(set(values[f]) - {row[f] for row in known})): raise ValueError(f'{path}: {f} {", ".join(map(repr, new))} occurs in no row of train')
+            if known and (new := sorted(set(values[f]) - {values[f][i] for i in known})): raise ValueError(f'{path}: {f} {", ".join(map(repr, new[:5]))} occurs in no row of train; join rare classes, bin a continuous factor, or leave it out with factors=')
     number = {f: {name: i for i, name in enumerate(names)} for f, names in classes.items()}
     labels = torch.tensor([[number[f][values[f][i]] for f in factors] for i in keep])
     home = Path(folder or Path(path).parent)

@@ -6,11 +6,11 @@
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'callback_states',
            'set_callback_states', 'checkpoint_state', 'Checkpoint', 'last_state', 'folder_options', 'check_options',
            'Resume', 'restore', 'Interrupted', 'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without',
-           'aside', 'show_cosines', 'PairLearner', 'check_learner', 'disentangle_learner', 'train', 'frozen_statistics',
-           'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'this_rank', 'from_first', 'first_then_others',
-           'update_statistics', 'synced_norm', 'RankModel', 'distribute', 'embed_pairs', 'cluster_pairs',
-           'begin_second_stage', 'FindCategories', 'FindKinds', 'keep_freed_memory', 'give_back_memory',
-           'resident_memory', 'TrimMemory']
+           'aside', 'show_cosines', 'PairLearner', 'check_learner', 'disentangle_learner', 'train', 'embed_pairs',
+           'cluster_pairs', 'this_rank', 'from_first', 'first_then_others', 'begin_second_stage', 'FindCategories',
+           'FindKinds', 'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'update_statistics',
+           'synced_norm', 'RankModel', 'distribute', 'keep_freed_memory', 'give_back_memory', 'resident_memory',
+           'TrimMemory']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
 import copy, csv, ctypes, gc, io, json, os, random, signal, sys, threading, time, warnings
@@ -418,9 +418,11 @@ class PairLearner(Learner):
     def lr_find(self, *args, **kwargs):
         "fastai's, leaving no trace in the history, the folder, the stream, the loss and the callbacks"
         loss, kept = self.loss_func.loss, copy.deepcopy((self.loss_func.loss.state_dict(), callback_states(self)))
+        step, loss.step = getattr(loss, 'step', None), self.dls.train.position
         try:
             with aside(self, History, StopOnNaN, ProbeEvery, Checkpoint, Resume): return super().lr_find(*args, **kwargs)
         finally:
+            loss.step = step
             loss.load_state_dict(kept[0])
             set_callback_states(self, kept[1])
 
@@ -478,7 +480,7 @@ def disentangle_learner(
     folder: str | Path | None = None, # where the CSV files and checkpoints go; nothing is written if not given
     probe = None, # function from the model to a dict of names and numbers
     probe_every: int = 1, # epochs from probe to probe
-    probe_names: list | tuple = (), # of probed numbers that stand in fastai's table
+    probe_names: list | tuple = (), # of probed numbers that fastai's table shows
     cbs: list | tuple = (), # more callbacks
     config: dict | None = None # options of the run, of JSON's types, saved in its checkpoints; a checkpoint of others is refused
 ) -> PairLearner: # train it with `train`, or with fastai's own `fit` methods
@@ -508,6 +510,139 @@ def train(
         loader.stop = steps
         *_, stop = map(stack.enter_context, [*quiet, StopOnSignal().listening()])
         learn.fit(epochs, cbs=[Schedule(learn.lr, steps, restart=restart), stop])
+
+# %% ../nbs/05_training.ipynb #014b0813
+@torch.no_grad()
+def embed_pairs(
+    model: nn.Module, # from images to `(n, D)` embeddings
+    stream, # of batches of pairs; those of all ranks for a `RankStream`
+    n_pairs: int = 10_000 # at least so many, from the stream's beginning
+) -> tuple: # first and second views, `(n, D)` each, on the CPU
+    "Embeddings of pairs, in evaluation mode"
+    if isinstance(stream, RankStream): stream = stream.stream
+    with evaluating(model): halves = [model(stream.batch(b)[0]).cpu().chunk(2) for b in range(-(-n_pairs // stream.bs))]
+    return tuple(map(torch.cat, zip(*halves)))
+
+def cluster_pairs(
+    z0: Tensor, # embeddings of the first views, `(n, D)`
+    z1: Tensor, # of the second views, `(n, D)`
+    n: int, # number of clusters
+    seed: int = 0 # of k-means
+) -> tuple: # prototypes `(n, D)`, unit rows, and the agreement of the two views
+    "k-means of pairs"
+    u0, u1 = (unit(z).numpy() for z in (z0, z1))
+    if len(u0) < n: raise ValueError(f'{n} clusters need as many pairs, got {len(u0)}')
+    means = KMeans(n, n_init=20, random_state=seed % 2**32).fit((u0 + u1) / 2)
+    return unit(torch.as_tensor(means.cluster_centers_)), adjusted_mutual_info_score(means.predict(u0), means.predict(u1))
+
+# %% ../nbs/05_training.ipynb #6fb5827f
+def this_rank(
+) -> int: # from 0; 0 in a single process
+    "Number of this process among those that train together"
+    return dist.get_rank() if dist.is_initialized() else 0
+
+def from_first(
+    f # function without arguments, called on the first rank only
+): # what it gives, on all ranks
+    "Ask the first rank"
+    if not dist.is_initialized(): return f()
+    box = [f() if this_rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+def first_then_others(
+    f # function without arguments, such as one that fills a cache
+): # what it gives, on each rank
+    "Call a function on the first rank, and when it is done there, on the others"
+    if this_rank() == 0: result = f()
+    from_first(lambda: None)
+    return result if this_rank() == 0 else f()
+
+# %% ../nbs/05_training.ipynb #ae3492a4
+def begin_second_stage(
+    learn: Learner, # while it trains
+    step: int # from 0
+):
+    "Let loss and learning rate begin their second stage at a step"
+    learn.loss_func.loss.start = step
+    if hasattr(learn, 'schedule'): learn.schedule.restart = step
+
+# %% ../nbs/05_training.ipynb #e35aa2a3
+class FindCategories(Callback):
+    "Before the step `at`, or earlier once views agree, make clusters of the first slice its categories"
+    order = -1
+    def __init__(self,
+                 at: int, # step, from 0; the last one possible with `agree`
+                 agree: float | None = None, # agreement of views, 0..1, that is enough; not asked for if not given
+                 every: int = 100, # steps from look to look
+                 n_pairs: int = 10_000, # to cluster; a fifth of them to look
+                 seed: int = 0 # of k-means
+                ):
+        if agree is not None and at <= every: raise ValueError(f'agreement is looked at every {every} steps before the last one possible, so that must be above {every}, got {at}')
+        self.at, self.agree, self.every, self.n_pairs, self.seed, self.looks = at, agree, every, n_pairs, seed, []
+
+    def state_dict(self): return {'at': self.at, 'looks': list(self.looks)}
+
+    def load_state_dict(self, state): self.at, self.looks = state['at'], state['looks']
+
+    def before_fit(self):
+        if not hasattr(getattr(self.model, 'categories', None), 'prototypes'): raise ValueError('FindCategories needs a model with categories: SlicedModel(..., categories=True)')
+        self.begin(self.at)
+
+    def begin(self, step):
+        self.at = step
+        begin_second_stage(self.learn, step)
+
+    def find(self, n_pairs):
+        first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, n_pairs)]
+        return cluster_pairs(*first, first[0].shape[1], self.seed)
+
+    def look(self, step):
+        if self.agree is None or step % self.every or not 0 < step < self.at: return
+        self.looks.append((step, from_first(lambda: float(self.find(self.n_pairs // 5)[1]))))
+        if self.looks[-1][1] > self.agree: self.begin(step)
+
+    def before_batch(self):
+        if not self.training: return
+        step = self.dls.train.position - 1
+        self.look(step)
+        if step == self.at: self.model.categories.prototypes.copy_(from_first(lambda: self.find(self.n_pairs)[0]))
+
+# %% ../nbs/05_training.ipynb #b4f04c82
+class FindKinds(Callback):
+    "From the step `at` on, find the kinds of pairs instead of taking them from the stream"
+    order = -1
+    def __init__(self,
+                 at: int, # step, from 0
+                 n_kinds: int, # how many kinds there are
+                 n_pairs: int = 10_000, # to look at; more if the mixture needs more
+                 seed: int = 0 # of the mixture's starts
+                ):
+        self.at, self.n_kinds, self.n_pairs, self.seed, self.mixture = at, n_kinds, n_pairs, seed, None
+
+    def before_fit(self): begin_second_stage(self.learn, self.at)
+
+    def state_dict(self): return self.mixture and {'teacher': self.teacher.state_dict(), 'mixture': self.mixture.state_dict()}
+
+    def load_state_dict(self, state):
+        self.mixture = None
+        if not state: return
+        self.teacher = copy.deepcopy(self.learn.model).eval().requires_grad_(False)
+        self.mixture = KindMixture(*state['mixture']['scales'].shape[:2]).to(self.dls.device)
+        for name, saved in state.items(): getattr(self, name).load_state_dict(saved)
+
+    def find(self):
+        some = partial(embed_pairs, self.learn.model, self.dls.train.stream)
+        z0, z1 = some(self.n_pairs)
+        dim = z0.shape[1]
+        if len(z0) < (least := 10 * self.n_kinds * dim): z0, z1 = some(least)
+        return KindMixture(self.n_kinds, dim).fit(z0, z1, seed=self.seed).state_dict()
+
+    @torch.no_grad()
+    def before_batch(self):
+        if self.training and self.dls.train.position - 1 == self.at:
+            self.load_state_dict({'teacher': self.learn.model.state_dict(), 'mixture': from_first(self.find)})
+        if self.mixture: self.learn.yb = (self.yb[0], self.mixture(*self.teacher(self.xb[0]).chunk(2)))
 
 # %% ../nbs/05_training.ipynb #aca62c1b
 @contextmanager
@@ -569,29 +704,6 @@ def process_group(
     finally:
         gc.collect()
         dist.destroy_process_group()
-
-# %% ../nbs/05_training.ipynb #6fb5827f
-def this_rank(
-) -> int: # from 0; 0 in a single process
-    "Number of this process among those that train together"
-    return dist.get_rank() if dist.is_initialized() else 0
-
-def from_first(
-    f # function without arguments, called on the first rank only
-): # what it gives, on all ranks
-    "Ask the first rank"
-    if not dist.is_initialized(): return f()
-    box = [f() if this_rank() == 0 else None]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-def first_then_others(
-    f # function without arguments, such as one that fills a cache
-): # what it gives, on each rank
-    "Call a function on the first rank, and when it is done there, on the others"
-    if this_rank() == 0: result = f()
-    from_first(lambda: None)
-    return result if this_rank() == 0 else f()
 
 # %% ../nbs/05_training.ipynb #9223168a
 def update_statistics(
@@ -668,116 +780,6 @@ def distribute(
         learn.remove_cbs([Checkpoint, ProbeEvery])
         learn.history.folder = None
     return learn.add_cb(RankModel(sync_bn))
-
-# %% ../nbs/05_training.ipynb #014b0813
-@torch.no_grad()
-def embed_pairs(
-    model: nn.Module, # from images to `(n, D)` embeddings
-    stream, # of batches of pairs; those of all ranks for a `RankStream`
-    n_pairs: int = 10_000 # at least so many, from the stream's beginning
-) -> tuple: # first and second views, `(n, D)` each, on the CPU
-    "Embeddings of pairs, in evaluation mode"
-    if isinstance(stream, RankStream): stream = stream.stream
-    with evaluating(model): halves = [model(stream.batch(b)[0]).cpu().chunk(2) for b in range(-(-n_pairs // stream.bs))]
-    return tuple(map(torch.cat, zip(*halves)))
-
-def cluster_pairs(
-    z0: Tensor, # embeddings of the first views, `(n, D)`
-    z1: Tensor, # of the second views, `(n, D)`
-    n: int, # number of clusters
-    seed: int = 0 # of k-means
-) -> tuple: # prototypes `(n, D)`, unit rows, and the agreement of the two views
-    "k-means of pairs"
-    u0, u1 = (unit(z).numpy() for z in (z0, z1))
-    if len(u0) < n: raise ValueError(f'{n} clusters need as many pairs, got {len(u0)}')
-    means = KMeans(n, n_init=20, random_state=seed % 2**32).fit((u0 + u1) / 2)
-    return unit(torch.as_tensor(means.cluster_centers_)), adjusted_mutual_info_score(means.predict(u0), means.predict(u1))
-
-# %% ../nbs/05_training.ipynb #ae3492a4
-def begin_second_stage(
-    learn: Learner, # while it trains
-    step: int # from 0
-):
-    "Let loss and learning rate begin their second stage at a step"
-    learn.loss_func.loss.start = step
-    if hasattr(learn, 'schedule'): learn.schedule.restart = step
-
-# %% ../nbs/05_training.ipynb #e35aa2a3
-class FindCategories(Callback):
-    "Before the step `at`, or earlier once views agree, make clusters of the first slice its categories"
-    order = -1
-    def __init__(self,
-                 at: int, # step, from 0; the last one possible with `agree`
-                 agree: float | None = None, # agreement of views, 0..1, that is enough; not asked for if not given
-                 every: int = 100, # steps from look to look
-                 n_pairs: int = 10_000, # to cluster; a fifth of them to look
-                 seed: int = 0 # of k-means
-                ):
-        if agree is not None and at <= every: raise ValueError(f'agreement is looked at every {every} steps before the last one possible, so that must be above {every}, got {at}')
-        self.at, self.agree, self.every, self.n_pairs, self.seed, self.looks = at, agree, every, n_pairs, seed, []
-
-    def state_dict(self): return {'at': self.at, 'looks': list(self.looks)}
-
-    def load_state_dict(self, state): self.at, self.looks = state['at'], state['looks']
-
-    def before_fit(self):
-        if not hasattr(getattr(self.model, 'categories', None), 'prototypes'): raise ValueError('FindCategories needs a model with categories: SlicedModel(..., categories=True)')
-        self.begin(self.at)
-
-    def begin(self, step):
-        self.at = step
-        begin_second_stage(self.learn, step)
-
-    def find(self, n_pairs):
-        first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, n_pairs)]
-        return cluster_pairs(*first, first[0].shape[1], self.seed)
-
-    def look(self, step):
-        if self.agree is None or step % self.every or not 0 < step < self.at: return
-        self.looks.append((step, from_first(lambda: float(self.find(self.n_pairs // 5)[1]))))
-        if self.looks[-1][1] > self.agree: self.begin(step)
-
-    def before_batch(self):
-        if not self.training: return
-        step = self.dls.train.position - 1
-        self.look(step)
-        if step == self.at: self.model.categories.prototypes.copy_(from_first(lambda: self.find(self.n_pairs)[0]))
-
-# %% ../nbs/05_training.ipynb #b4f04c82
-class FindKinds(Callback):
-    "From the step `at` on, find the kinds of pairs instead of being told"
-    order = -1
-    def __init__(self,
-                 at: int, # step, from 0
-                 n_kinds: int, # how many kinds there are
-                 n_pairs: int = 10_000, # to look at; more if the mixture needs more
-                 seed: int = 0 # of the mixture's starts
-                ):
-        self.at, self.n_kinds, self.n_pairs, self.seed, self.mixture = at, n_kinds, n_pairs, seed, None
-
-    def before_fit(self): begin_second_stage(self.learn, self.at)
-
-    def state_dict(self): return self.mixture and {'teacher': self.teacher.state_dict(), 'mixture': self.mixture.state_dict()}
-
-    def load_state_dict(self, state):
-        self.mixture = None
-        if not state: return
-        self.teacher = copy.deepcopy(self.learn.model).eval().requires_grad_(False)
-        self.mixture = KindMixture(*state['mixture']['scales'].shape[:2]).to(self.dls.device)
-        for name, saved in state.items(): getattr(self, name).load_state_dict(saved)
-
-    def find(self):
-        some = partial(embed_pairs, self.learn.model, self.dls.train.stream)
-        z0, z1 = some(self.n_pairs)
-        dim = z0.shape[1]
-        if len(z0) < (least := 10 * self.n_kinds * dim): z0, z1 = some(least)
-        return KindMixture(self.n_kinds, dim).fit(z0, z1, seed=self.seed).state_dict()
-
-    @torch.no_grad()
-    def before_batch(self):
-        if self.training and self.dls.train.position - 1 == self.at:
-            self.load_state_dict({'teacher': self.learn.model.state_dict(), 'mixture': from_first(self.find)})
-        if self.mixture: self.learn.yb = (self.yb[0], self.mixture(*self.teacher(self.xb[0]).chunk(2)))
 
 # %% ../nbs/05_training.ipynb #79d98790
 def _libc(): return ctypes.CDLL(None) if sys.platform == 'linux' else None

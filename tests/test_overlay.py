@@ -95,6 +95,25 @@ def test_too_few_images_of_a_class(tmp_path):
     with pytest.raises(ValueError, match='too few'): load_source(str(tmp_path), 'valid')
 
 
+def test_a_part_has_two_images_of_each_class_for_a_pair(tmp_path):
+    write_folder(tmp_path, 'L', 28, 15)
+    with pytest.raises(ValueError, match='15 images, too few .* 20 or more'): load_source(split='valid', digits=tmp_path)
+
+
+def test_an_empty_class_is_named_with_its_folder(tmp_path):
+    write_folder(tmp_path/'shapes', 'L', 28)
+    (tmp_path/'shapes'/'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='shapes: .*empty'): load_source(digits=tmp_path/'shapes')
+
+
+def test_the_cache_keeps_a_folder_as_it_is_now(tmp_path, own_cache):
+    write_folder(tmp_path, 'L', 28)
+    for _ in range(2):
+        load_source(digits=tmp_path)
+        next(tmp_path.rglob('*.png')).unlink()
+    assert len(list(own_cache.glob('own_digits-*.pt'))) == 1
+
+
 @pytest.mark.skipif(not (data/'MNIST').is_dir(), reason=f'no MNIST and STL-10 in {data.name}/ beside the checkout or in DISENTANGLE_DATA')
 def test_real_data(tmp_path):
     sizes = [(len(s.digits), len(s.photos)) for s in (load_source('mnist_stl10', p, path=data) for p in ('train', 'valid', 'test'))]
@@ -184,7 +203,8 @@ def test_what_is_no_class_and_no_image_is_left_out(tmp_path):
     (tmp_path/'digits'/'.hidden').mkdir()
     first, *_ = names = sorted(p.name for p in (tmp_path/'digits').iterdir() if p.name != '.hidden')
     (tmp_path/'digits'/first/'0.gif').write_bytes(b'GIF89a')
-    with pytest.warns(UserWarning, match='1 files in .* left out, the first is .*0.gif'): source = load_source(digits=tmp_path/'digits')
+    Image.new('L', (28, 28)).save(tmp_path/'digits'/'stray.png')
+    with pytest.warns(UserWarning, match='2 files in .* left out; the first is .*0.gif'): source = load_source(digits=tmp_path/'digits')
     assert source.classes['DC'] == names
     for file in list((tmp_path/'digits'/first).glob('*.png'))[4:]: file.unlink()
     with pytest.raises(ValueError, match=f"class '{first}' has 4 images, too few for a valid part"), pytest.warns(UserWarning): load_source(split='valid', digits=tmp_path/'digits')

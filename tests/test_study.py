@@ -1,10 +1,11 @@
 "A study through submitit, as it would go to a cluster; one whose process is killed; and failures, with runs that are only pretended."
-import json, os, signal, subprocess, sys, threading, time
+import json, os, shutil, signal, subprocess, sys, threading, time
 from zipfile import BadZipFile
 
 import pytest
 
 import disentangle_nb.study as study
+from disentangle_nb.overlay import only_writer
 from disentangle_nb.probing import card_from_accuracy
 from disentangle_nb.study import make_executor, read_records, run_study
 
@@ -23,7 +24,7 @@ def test_submitit_makes_the_same_record(table):
     lines = []
     records = run_study(table, table.parent/'runs', launcher='submitit-local', progress=lines.append)
     assert len(records) == 1 and records == read_records(table.with_suffix('.jsonl'))
-    assert lines[0].startswith('[1/1] none_s0')
+    assert lines[0].startswith('1 run(s) to make, 0 on record') and lines[1].startswith('[1/1] none_s0')
 
 
 def test_submitit_keeps_to_the_number_of_jobs(tmp_path):
@@ -98,6 +99,38 @@ def test_no_weight_is_best_while_one_has_failed(pretend, monkeypatch):
     assert done(path) == [('hess', 1, 0), ('hess', 10, 0), ('hess', 10, 1), ('none', 1, 0)]
 
 
+def test_weights_are_chosen_after_all_other_runs(pretend):
+    path = pretend([{'reg': 'hess', 'lam': 'best', 'seed': [0, 1]}, {'reg': 'hess', 'lam': [1, 10], 'seed': 0}, {'reg': 'none', 'seed': 0}])
+    run_study(path, path.parent/'runs')
+    assert done(path) == [('hess', 1, 0), ('hess', 10, 0), ('hess', 10, 1), ('none', 1, 0)]
+    assert [r['options']['lam'] for r in read_records(path.with_suffix('.jsonl')) if r['seed'] == 1] == [10]
+
+
+def test_a_run_that_another_program_is_making_is_waited_for(pretend):
+    path, lines = pretend([{'reg': 'none', 'seed': 0}]), []
+    with only_writer(path.parent/'runs'/'none_s0'):
+        again = threading.Thread(target=run_study, args=(path, path.parent/'runs'), kwargs={'progress': lines.append})
+        again.start()
+        again.join(.5)
+        assert again.is_alive() and done(path) == [] and 'still at work' in lines[-1]
+    again.join(60)
+    assert done(path) == [('none', 1, 0)]
+
+
+@pytest.mark.skipif(bool(shutil.which('srun')), reason='there is Slurm here')
+def test_without_slurm_its_launcher_is_refused(tmp_path):
+    pytest.importorskip('submitit')
+    with pytest.raises(ValueError, match='slurm.*srun'): make_executor('slurm', 1, tmp_path)
+
+
+def test_what_json_lets_pass_is_refused(tmp_path):
+    path = tmp_path/'study.json'
+    path.write_text(json.dumps(tiny).replace('{"reg": "none"}', '{"lam": 1, "reg": "hess", "lam": 10}'))
+    with pytest.raises(ValueError, match="'lam' is there twice"): study.read_study(path)
+    path.write_text(json.dumps(tiny), encoding='utf-8-sig')
+    assert study.read_study(path) == tiny
+
+
 def test_a_folder_that_cannot_be_read_ends_no_study(pretend, monkeypatch):
     def read(folder):
         if folder.name == 'none_s1': raise BadZipFile('not a zip file')
@@ -132,6 +165,12 @@ def test_where_images_lie_is_no_part_of_a_record(pretend):
 @pytest.mark.parametrize('change, message', [({'programm': 'mine.py'}, 'has no part programm'), ({'program': 3}, 'is the name of a file, got 3'),
                                              ({'grid': [{'lam': float('nan')}]}, 'lam must be between'), ({'grid': [{'steps': -1}]}, 'steps must be 1 or more, got -1'),
                                              ({'grid': [{'reg': 'hess', 'lam': 'best', 'warmup': 9}]}, 'the weight would never reach'),
-                                             ({'grid': [{'digits': ['a/b', 'a-b']}]}, 'would share the folder none_digits=a-b_s0')])
+                                             ({'grid': [{'digits': ['a/b', 'a-b']}]}, 'would share the folder none_digits=a-b_s0'),
+                                             ({'grid': [{'reg': 'hes'}]}, 'unknown regulariser'), ({'grid': [{'base': 'rooted'}]}, 'unknown contrastive loss'),
+                                             ({'grid': [{'arch': 'resnet19'}]}, 'unknown encoder'), ({'grid': [{'crop': 'center'}]}, 'unknown crop'), ({'grid': [{'slices': '2;6'}]}, 'slices'),
+                                             ({'grid': [{'base': 'routed'}]}, 'do not tell DC, BC apart'), ({'grid': [{'precision': 'fp16'}]}, 'precision must be')])
 def test_a_study_that_cannot_run_is_refused_before_any_run(change, message):
     with pytest.raises(ValueError, match=message): study.expand(tiny | change)
+
+
+def test_a_program_may_know_more_names(): assert study.expand(tiny | {'program': 'mine.py', 'grid': [{'reg': 'mine', 'arch': 'patches'}]})

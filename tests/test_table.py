@@ -41,6 +41,20 @@ def test_a_class_that_training_lacks_is_named(tmp_path):
     with pytest.raises(ValueError, match="shape 'z' occurs in no row of train"): read_table(tmp_path/'t.csv', size=8)
 
 
+def test_a_value_that_training_lacks_is_named_without_a_column_split_too(written):
+    path = written('file,a,angle', '{0}.png,{1},{0}.5')
+    for split in ('train', 'test'):
+        with pytest.raises(ValueError, match='angle .* occurs in no row of train; .* bin a continuous factor'): read_table(path, split, size=8)
+    assert list(read_table(path, 'test', 'a', size=8).classes) == ['a']
+
+
+def test_quotes_hold_commas_after_a_blank_too_and_are_closed(written):
+    assert read_table(written('file, "my a"', '{0}.png, "x, {1}"'), None, size=8).classes == {'my a': ['x, 0', 'x, 1']}
+    path = written('file,a', '{0}.png,{1}')
+    path.write_text(path.read_text().replace('2.png,', '2.png,"').replace('3.png,', '3.png,"'))
+    with pytest.raises(ValueError, match='is a quote not closed'): read_table(path, None, size=8)
+
+
 def test_lines_are_those_of_the_file(tmp_path):
     (tmp_path/'t.csv').write_text('file,a\n\n0.png,x\n\n1.png,\n')
     with pytest.raises(ValueError, match='line 5: a is empty'): read_table(tmp_path/'t.csv')

@@ -143,7 +143,7 @@ def probe(model: nn.Module, sources: dict[str, Source], x: np.ndarray, y: np.nda
     parts = embed_parts(model, sources, {'train': (1500, 1), 'valid': (500, 2), 'test': (1000, 3)})
     card, valid = judge(parts, 2, ('DC', 'BC'))
     judge(parts, [16, 48], shared_factors('DC,BC'), probe='mlp')
-    card: Scorecard = scorecard(parts['train'], parts['test'], slices=[16, 48], factor_names=['DC', 'DL', 'BC'], shared=['DC'], valid=parts['valid'], baseline=card)
+    card: Scorecard = scorecard(parts['train'], parts['test'], slices=[16, 48], factor_names=['DC', 'DL', 'BC'], shared=['DC'], valid=parts["valid"]).with_baseline(card)
     scorecard((x, y), (torch.tensor(x), torch.tensor(y)), factor_names=('machine', 'fault'), shared=('machine', 'fault'), probe='knn')
     probe_matrix((x, y), (x, y), slices=(16, 48), probe=knn_probe)
     accuracy: float = linear_probe(x, y, l2=1e-3).accuracy(x, y) + mlp_probe(x, y, bs=64, n_classes=10).accuracy(x, y) + card.R1
