@@ -145,16 +145,16 @@ def chance_within(
 
 # %% ../nbs/04_losses.ipynb #770747ad
 def likeliest(
-    p0:Tensor, # Probabilities of the categories in the first views, `(N, K)`
-    p1:Tensor, # Probabilities of the categories in the second views, `(N, K)`
+    p0:Tensor, # Probabilities of the categories in the first views, `(N, C)`
+    p1:Tensor, # Probabilities of the categories in the second views, `(N, C)`
 )->Tensor: # `(N,)`
     "The category that a pair shares"
     return (p0 * p1).argmax(1)
 
 # %% ../nbs/04_losses.ipynb #1c6176c0
 def category_loss(
-    p0:Tensor, # Probabilities of the categories in the first views, `(N, K)`
-    p1:Tensor, # Probabilities of the categories in the second views, `(N, K)`
+    p0:Tensor, # Probabilities of the categories in the first views, `(N, C)`
+    p1:Tensor, # Probabilities of the categories in the second views, `(N, C)`
     reduction:str='mean', # 'mean' over the `2N` views, or 'sum'
     balance:float=0., # Weight of the entropy that their use lacks, 0 or more
 )->Tensor: # Scalar, nats

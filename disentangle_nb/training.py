@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'callback_states',
            'set_callback_states', 'checkpoint_state', 'Checkpoint', 'last_state', 'folder_options', 'check_options',
-           'Resume', 'restore', 'Interrupted', 'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'without',
-           'aside', 'show_cosines', 'PairLearner', 'check_learner', 'disentangle_learner', 'train', 'embed_pairs',
-           'cluster_pairs', 'this_rank', 'from_first', 'first_then_others', 'begin_second_stage', 'FindCategories',
-           'FindKinds', 'frozen_statistics', 'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'update_statistics',
-           'synced_norm', 'RankModel', 'distribute', 'keep_freed_memory', 'give_back_memory', 'resident_memory',
-           'TrimMemory']
+           'Resume', 'restore', 'Interrupted', 'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'aside',
+           'PairLearner', 'check_learner', 'disentangle_learner', 'train', 'embed_pairs', 'cluster_pairs', 'this_rank',
+           'from_first', 'first_then_others', 'begin_second_stage', 'FindCategories', 'FindKinds', 'frozen_statistics',
+           'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'update_statistics', 'synced_norm', 'RankModel',
+           'distribute', 'keep_freed_memory', 'give_back_memory', 'resident_memory', 'TrimMemory']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
 import copy, csv, ctypes, gc, io, json, os, random, signal, sys, threading, time, warnings
@@ -373,13 +372,6 @@ class NoPairLoaders(DataLoaders):
     def new_empty(self): return self
 
 # %% ../nbs/05_training.ipynb #8be13c72
-def without(
-    learn: Learner, # whose callbacks they are
-    *kinds: type # of callbacks
-): # a context
-    "Put callbacks aside for a while"
-    return learn.removed_cbs([cb for cb in learn.cbs if isinstance(cb, kinds)])
-
 @contextmanager
 def aside(
     learn: Learner, # of `disentangle_learner`
@@ -390,20 +382,8 @@ def aside(
     position, stop = loader.position, loader.stop
     loader.position, loader.stop = position - position % loader.n_batches, None
     try:
-        with without(learn, *kinds): yield
+        with learn.removed_cbs([cb for cb in learn.cbs if isinstance(cb, kinds)]): yield
     finally: loader.position, loader.stop = position, stop
-
-def show_cosines(
-    x: Tensor, # `(2N, 3, h, w)` images, first views then second views
-    slices: Sequence, # of their embeddings, `(2N, D_k)` each
-    max_n: int = 6 # pairs to draw, spread over the batch
-):
-    "Draw pairs, one a column, with the cosine of each slice between the two views"
-    n = len(x) // 2
-    some = torch.linspace(0, n - 1, min(max_n, n)).long()
-    cosines = [torch.cosine_similarity(*s.chunk(2)) for s in slices]
-    titles = ['\n'.join(f'r_{k}: {c[i]:.2f}' for k, c in enumerate(cosines)) for i in some]
-    show_images(x.cpu()[torch.cat([some, some + n])], titles + [''] * len(some), cols=len(some), size=1.6)
 
 # %% ../nbs/05_training.ipynb #b8facca7
 class PairLearner(Learner):
@@ -444,7 +424,12 @@ class PairLearner(Learner):
                     ):
         "Draw pairs, one a column, with the cosine of each slice between the two views"
         batch = self.dls[ds_idx].one_batch()
-        show_cosines(batch[0], split_slices(self.get_preds(dl=[batch])[0], self.model.n_slices), max_n)
+        x, slices = batch[0], split_slices(self.get_preds(dl=[batch])[0], self.model.n_slices)
+        n = len(x) // 2
+        some = torch.linspace(0, n - 1, min(max_n, n)).long()
+        cosines = [torch.cosine_similarity(*s.chunk(2)) for s in slices]
+        titles = ['\n'.join(f'r_{k}: {c[i]:.2f}' for k, c in enumerate(cosines)) for i in some]
+        show_images(x.cpu()[torch.cat([some, some + n])], titles + [''] * len(some), cols=len(some), size=1.6)
 
     def export(self,
                fname: str = 'export.pkl', # file in `path`
@@ -453,7 +438,7 @@ class PairLearner(Learner):
         "fastai's, without images, the probe and the folder"
         dls, folder, self.dls, self.history.folder = self.dls, self.history.folder, NoPairLoaders(self.dls), None
         try:
-            with without(self, ProbeEvery, Checkpoint): super().export(fname, **kwargs)
+            with aside(self, ProbeEvery, Checkpoint): super().export(fname, **kwargs)
         finally: self.dls, self.history.folder = dls, folder
 
 # %% ../nbs/05_training.ipynb #f7e14c8f
