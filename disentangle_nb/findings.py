@@ -16,7 +16,7 @@ import numpy as np
 
 from .overlay import parse_kinds
 from .probing import ideal_scorecard, markdown_table
-from .study import baseline_record, best_lam, card_of, distance, option, r3
+from .study import baseline_record, best_lam, card_of, distance, normal, r3
 
 # %% ../nbs/20_findings.ipynb #5dd86149
 def of_kind(
@@ -28,7 +28,7 @@ def of_kind(
     return [r for r in records if r['kinds'] == parse_kinds(kind) and r['config']['same'] == same]
 
 # %% ../nbs/20_findings.ipynb #6c16a2b9
-BESIDE = 'seed', 'threads', 'probe_every' # options in which the runs of a method may differ
+BESIDE = 'seed', 'probe_every' # options in which the runs of a method may differ
 
 def chosen_lam(
     records: list, # of a study
@@ -52,14 +52,11 @@ def chosen_runs(
     "Runs of a method at its chosen weight, which differ in nothing but the seed"
     lam = chosen_lam(records, name)
     runs = [r for r in records if r['method'] == name and lam in (None, r['lam'])]
-    names = set().union(*(r['options'] for r in runs)) - set(BESIDE)
-    differ = sorted(k for k in names if any(option(r['options'], k) != option(runs[0]['options'], k) for r in runs))
-    if differ: raise ValueError(f'runs of {name!r} differ in {_values(runs, differ)}: keep the records of one of them')
+    options = [normal(r['options'], BESIDE) for r in runs]
+    values = {k: dict.fromkeys(o[k] for o in options) for k in options[0]}
+    differ = [f'{k} ({", ".join(map(str, v))})' for k, v in sorted(values.items()) if len(v) > 1]
+    if differ: raise ValueError(f'runs of {name!r} differ in {", ".join(differ)}: keep the records of one of them')
     return runs
-
-def _values(runs, names): # such as `dim (20, 32)`
-    values = lambda k: ', '.join(dict.fromkeys(str(option(r['options'], k)) for r in runs))
-    return ', '.join(f'{k} ({values(k)})' for k in names)
 
 def cards_of(
     records: list, # of a study

@@ -38,7 +38,7 @@ class Embedded:
         z, factors = parts['test']
         if len(images) != len(z): raise ValueError(f'{len(images)} images for {len(z)} test embeddings: give the images of the test part, in its order')
         self.parts, self.slices, self.test_images = parts, as_slices(slices, z.shape[1]), images
-        self.card = scorecard(parts['train'], parts['test'], slices, shared=shared)
+        self.card = scorecard(parts['train'], parts['test'], slices, FACTORS, shared)
         self.classes = classes or {f: list(range(int(n) + 1)) for f, n in zip(FACTORS, factors.max(0))}
 
     def images(self, part='test'): return self.test_images

@@ -36,7 +36,7 @@ def group_runs(
     "Records that differ in nothing but the seed, under a name with what tells the groups apart"
     groups = {}
     for r in records:
-        key = frozenset((k, v) for k, v in normal(r['options']).items() if k not in BESIDE)
+        key = frozenset(normal(r['options'], BESIDE).items())
         groups.setdefault(key, []).append(r)
     named = {_title(rows[0]): sorted(rows, key=lambda r: r['seed']) for rows in groups.values()}
     if len(named) < len(groups): raise ValueError(f'records differ in an option that no title names: {[_title(rows[0]) for rows in groups.values()]}')

@@ -241,7 +241,7 @@ def check_objective(
     gain:float|None, # What the base must gain, nats
 ):
     "Raise an error unless weights and slices fit the regularisers, and the base can be held and tells what it gains where that is asked for"
-    if wrong := [r for r in regs if not isinstance(r, nn.Module)]: raise TypeError(f"a regulariser is a module, such as make_reg('hess') or HessReg(), got {wrong[0]!r}")
+    if wrong := [r for r in regs if not isinstance(r, nn.Module)]: raise TypeError(f"a regulariser is a module, such as HessReg(), or the name of one, such as 'hess', got {wrong[0]!r}")
     if isinstance(lam, list) and (len(lam) != len(regs) or any(isinstance(l, list) for l in lam)): raise ValueError(f"needs one lam for all or one for each of the {len(regs)} regularisers, got {lam}")
     for r in regs:
         if (hold or not isinstance(base, InfoMax)) and hasattr(base, 'n_slices') and hasattr(r, 'n_slices') and not same_slices(r.n_slices, base.n_slices):
@@ -258,7 +258,7 @@ class DisentangleLoss(nn.Module):
     lam:Any # weight of all regularisers, or a list of one for each
     gained:Tensor|None # moving average of what the base gains over chance, nats
     def __init__(self,
-        regs=None, # A regulariser, a list of them, or None
+        regs=None, # A regulariser or the name of one, a list of these, or None; a name gets `n_slices` and `tau`
         lam:float|Sequence[float]=1.0, # Weight of the regularisers: one number for all, or one each
         base:str|nn.Module='sub', # A key of `BASES`, or a module called as `base(z0, z1)`
         n_slices:int|Sequence[int]=2, # Slices of `z` for a base by name: an int or a sequence of widths
@@ -271,7 +271,8 @@ class DisentangleLoss(nn.Module):
     ):
         super().__init__()
         lam = torch.as_tensor(lam, dtype=torch.float64).tolist()
-        regs = [] if regs is None else [r for r in regs if r is not None] if isinstance(regs, (list, tuple, nn.ModuleList)) else [regs]
+        named = [make_reg(r, n_slices=n_slices, tau=tau) if isinstance(r, str) else r for r in (regs if isinstance(regs, (list, tuple, nn.ModuleList)) else [regs])]
+        regs = [r for r in named if r is not None]
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau) | kwargs
         self.base = make_base(base, **kwargs)
         check_objective(self.base, regs, lam, hold, gain)

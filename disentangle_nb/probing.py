@@ -349,6 +349,13 @@ def _different(names) -> list:
     if twice: raise ValueError(f"names must differ, {twice} occur more than once in {names}")
     return names
 
+def _factor_names(y, names):
+    "Names of the columns of `y`: the given ones, a DataFrame's, or `f0`, `f1`, ..."
+    if names is not None: return _different(names)
+    found = list(getattr(y, "columns", ()))
+    if found != list(range(len(found))): return _different(found)
+    return [f"f{i}" for i in range(np.shape(y)[1] if np.ndim(y) == 2 else 1)]
+
 def _named_labels(y, names, what, n=None):
     "Checked labels `(n, F)`, one column for each name"
     if hasattr(y, "columns") and list(y.columns) != list(range(len(y.columns))):
@@ -372,14 +379,14 @@ def probe_matrices(
     train, # `(embeddings (n, D), factors (n, F))`
     tests, # several `(embeddings (m, D), factors (m, F))`
     slices: int | Sequence[int] = 2, # number of equal slices, or their widths
-    factor_names=("DC", "DL", "BC"), # names of the `F` columns
+    factor_names=None, # names of the `F` columns; default a DataFrame's, else `f0`, `f1`, ...
     probe: str | Callable = linear_probe, # `linear`, `mlp` or `knn`, or a function: `probe(x, y, x_valid, y_valid)` returns something with `accuracy(x, y)`
     valid=None, # `(embeddings, factors)` to choose the regularisation on
 ) -> list: # for each of `tests`, as `probe_matrix`
     "Accuracies on several parts of probes that are fitted once"
     if isinstance(probe, str) and probe not in PROBES: raise ValueError(f"probe={probe!r}: choose one of {list(PROBES)}")
     fit = PROBES[probe] if isinstance(probe, str) else probe
-    factor_names = _different(factor_names)
+    factor_names = _factor_names(train[1], factor_names)
     (x, y), *tests = _pair(train, factor_names, "train"), *(_pair(t, factor_names, "test") for t in tests)
     xv, yv = _pair(valid, factor_names, "validation") if valid is not None else (None, None)
     for part, rows in [("test", xt) for xt, _ in tests] + [("validation", xv)] * (xv is not None):
@@ -397,7 +404,7 @@ def probe_matrix(
     train, # `(embeddings (n, D), factors (n, F))`
     test, # `(embeddings (m, D), factors (m, F))`
     slices: int | Sequence[int] = 2, # number of equal slices, or their widths
-    factor_names=("DC", "DL", "BC"), # names of the `F` columns
+    factor_names=None, # names of the `F` columns; default a DataFrame's, else `f0`, `f1`, ...
     probe: str | Callable = linear_probe, # as in `probe_matrices`
     valid=None, # `(embeddings, factors)` to choose the regularisation on
 ) -> dict: # `{"r": {"DC": percent, ...}, "r_0": {...}, ...}`
@@ -408,10 +415,10 @@ def probe_matrix(
 def chance_levels(
     y_train, # training factors `(n, F)`
     y_test, # test factors `(m, F)`
-    factor_names=("DC", "DL", "BC"), # names of the `F` columns
+    factor_names=None, # names of the `F` columns; default a DataFrame's, else `f0`, `f1`, ...
 ) -> dict: # percent for each factor
     "Accuracy of naming the most common training class"
-    names = _different(factor_names)
+    names = _factor_names(y_train, factor_names)
     y_train, y_test = _named_labels(y_train, names, "train"), _named_labels(y_test, names, "test")
     mode = [torch.bincount(c).argmax() for c in y_train.T]
     return {n: 100 * (c == m).double().mean().item() for n, c, m in zip(names, y_test.T, mode)}
@@ -570,15 +577,15 @@ def scorecard(
     train, # `(embeddings (n, D), factors (n, F))`
     test, # `(embeddings (m, D), factors (m, F))`
     slices: int | Sequence[int] = 2, # number of equal slices, or their widths
-    factor_names=("DC", "DL", "BC"), # names of the `F` columns
-    shared=("DC", "BC"), # factors that the pairs fix: the ones that are judged
+    factor_names=None, # names of the `F` columns; default a DataFrame's, else `f0`, `f1`, ...
+    shared=None, # names of the factors that the pairs fix, the ones that are judged; default all
     valid=None, # `(embeddings, factors)` to choose the regularisation on
     probe: str | Callable = "linear", # as in `probe_matrices`
 ) -> Scorecard: # accuracies, chance, matching, gaps and R1, R2, R3
     "Probe an embedding and its slices and judge them"
     accuracy, chance = probe_matrix(train, test, slices, factor_names, probe, valid), chance_levels(train[1], test[1], factor_names)
     name = probe if isinstance(probe, str) else getattr(probe, "__name__", type(probe).__name__)
-    return card_from_accuracy(accuracy, chance, shared, probe=name, n_train=len(train[0]), n_test=len(test[0]))
+    return card_from_accuracy(accuracy, chance, list(chance) if shared is None else shared, probe=name, n_train=len(train[0]), n_test=len(test[0]))
 
 # %% ../nbs/06_probing.ipynb #595ba25f
 def heat_map(

@@ -53,7 +53,7 @@ def judge(
 ) -> tuple: # scorecards on test and on validation
     "Scorecards of embeddings"
     train, valid, measured = parts['train'], parts['valid'], (parts['test'], parts['valid'])
-    return tuple(card_from_accuracy(accuracy, chance_levels(train[1], y), shared, probe=probe, n_train=len(train[1]), n_test=len(y))
+    return tuple(card_from_accuracy(accuracy, chance_levels(train[1], y, FACTORS), shared, probe=probe, n_train=len(train[1]), n_test=len(y))
                  for accuracy, (_, y) in zip(probe_matrices(train, measured, slices, FACTORS, probe, valid), measured))
 
 # %% ../nbs/07_results.ipynb #09292ac5

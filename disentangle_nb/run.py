@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from fastcore.script import Param, call_parse
 
-from .losses import BASES, REGULARIZERS, DisentangleLoss, make_reg, routes_of
+from .losses import BASES, REGULARIZERS, DisentangleLoss, routes_of
 from .model import SlicedModel, slice_widths
 from .overlay import Augment, PairStream, only_writer, parse_kinds, shared_factors, stream_dls
 from .probing import parse_slices
@@ -112,8 +112,7 @@ def loss_of(
         own = {'routes': [routes[f] for f in shared]}
         if (n := len(widths)) != len(shared):
             raise ValueError(f'the base {base} needs a slice for each factor that is fixed: {len(shared)} ({", ".join(shared)}), got {n}; give --slices {len(shared)}')
-    reg = make_reg(c['reg'], n_slices=c['slices'], tau=c['tau'])
-    return DisentangleLoss(reg, c['lam'], base, c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], hold=c['hold'], gain=c['gain'], **own)
+    return DisentangleLoss(c['reg'], c['lam'], base, c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], hold=c['hold'], gain=c['gain'], **own)
 
 # %% ../nbs/09_run.ipynb #b4bc5eb2
 def make_learner(

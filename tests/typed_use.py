@@ -53,6 +53,7 @@ def weigh_losses(z0: Tensor, z1: Tensor, kind: Tensor):
     DisentangleLoss()
     DisentangleLoss(HessReg(n_slices=2, tau=.2), lam=1, n_slices=2, tau=.2, warmup=50)
     DisentangleLoss(make_reg('none'), 0.)
+    DisentangleLoss(['hess', OrthoReg()], [.1, 2.])
     DisentangleLoss(HSICReg(), lam=5., base='routed', routes=routes_of(['DC', 'BC']).values())(z0, z1, kind).backward()
     DisentangleLoss(base=nn.Identity(), n_slices=[2, 6])
     loss_fn = DisentangleLoss([OrthoReg(), HessReg()], lam=[10., .1])
