@@ -13,7 +13,7 @@ import matplotlib, matplotlib.pyplot as plt
 import numpy as np
 
 from .findings import BESIDE, mean_and_spread
-from .probing import Scorecard, ideal_scorecard, markdown_table
+from .probing import Scorecard, heat_map, ideal_scorecard, markdown_table
 from .study import card_of, normal
 
 # %% ../nbs/21_beyond.ipynb #095501be
@@ -114,11 +114,9 @@ def plot_slices(
         for ax, probe, key in zip(column, names, ('scorecard', 'scorecard_mlp')):
             factors, values = by_slice([Scorecard.from_dict(r[key]) for r in runs] if isinstance(runs, list) else [runs])
             mean = values[:, 1:].mean(0) if isinstance(runs, list) or probe == names[0] else np.full_like(values[0, 1:], np.nan)
-            ax.imshow(mean, cmap='Blues', vmin=0, vmax=100)
-            for i, j in np.ndindex(mean.shape):
-                ax.text(j, i, '–' if np.isnan(mean[i, j]) else f'{mean[i, j]:.1f}', ha='center', va='center', fontsize=8, color='white' if mean[i, j] > 55 else 'black')
-                if i == j: ax.add_patch(plt.Rectangle((j - .48, i - .48), .96, .96, fill=False))
-            ax.set(xticks=range(len(factors)), xticklabels=factors, yticks=range(len(factors)), yticklabels=[f'slice of {f}' for f in factors] if factors != before else [])
+            heat_map(ax, {f'slice of {f}': dict(zip(factors, row)) for f, row in zip(factors, mean)})
+            for i in range(len(factors)): ax.add_patch(plt.Rectangle((i - .48, i - .48), .96, .96, fill=False))
+            if factors == before: ax.set_yticklabels([])
             if probe == names[0]: ax.set_title(name, fontsize=9)
     for ax, probe in zip(axes[:, 0], names): ax.set_ylabel(probe)
 

@@ -596,8 +596,9 @@ def heat_map(
     "A table of numbers as a heat map"
     A = np.array([list(row.values()) for row in table.values()], float)
     top, digits = (max(np.nanmax(A), 1e-9), 0 if np.nanmax(A) > 10 else 2) if top is None else (top, 1)
-    ax.imshow(A, vmin=0, vmax=top, aspect="auto")
-    for (i, j), a in np.ndenumerate(A): ax.text(j, i, f"{a:.{digits}f}", ha="center", va="center", fontsize=8, color="black" if a > 0.6 * top else "white")
+    ax.imshow(A, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    for (i, j), a in np.ndenumerate(A):
+        ax.text(j, i, "–" if np.isnan(a) else f"{a:.{digits}f}", ha="center", va="center", fontsize=8, color="white" if a > 0.55 * top else "black")
     ax.set(xticks=range(A.shape[1]), xticklabels=list(next(iter(table.values()))), yticks=range(len(A)), yticklabels=list(table))
 
 def heat_maps(
