@@ -87,9 +87,9 @@ def _chance(f, i: slice | np.ndarray = slice(None)):
     "Accuracy of naming the most common training class, percent; 0 for a continuous factor"
     return 100 * (f.test == torch.bincount(f.train).argmax()).double()[i].mean().item() if f.discrete else 0.
 
-def _accuracy_table(reads, factors):
-    "Percent by part and factor"
-    return {p: {f.name: float(r.accuracy()) for f, r in zip(factors, row)} for p, row in reads.items()}
+def _table(reads, factors, fn=Reading.accuracy):
+    "A number by part and factor"
+    return {p: {f.name: float(fn(r)) for f, r in zip(factors, row)} for p, row in reads.items()}
 
 def _measure(x, xt, factors, parts, probes, widths):
     "Fit and read everything once"
@@ -98,7 +98,7 @@ def _measure(x, xt, factors, parts, probes, widths):
     capacity = [capacity_readings(x, xt, f, widths, known(j)) for j, f in enumerate(factors)] if widths else []
     xn, xtn = (t.double().cpu().numpy() for t in (x, xt))
     hits = [_threshold_hits(xn, xtn, f) if f.discrete else f.test.numpy() for f in factors]
-    match = match_slices(_accuracy_table(reads["linear"], factors), {f.name: _chance(f) for f in factors}, tuple(f.name for f in factors))
+    match = match_slices(_table(reads["linear"], factors), {f.name: _chance(f) for f in factors}, tuple(f.name for f in factors))
     return _Measured(factors, parts, reads, capacity, equal_width_bins(xtn), hits, xtn, match)
 
 # %% ../nbs/12_metrics.ipynb #4c215f2d
@@ -284,9 +284,8 @@ ORDER = ("informativeness", "informativeness_boosted", "infoe", "explicitness", 
 
 def _matrices(reads, x, m, factors):
     "Slice by factor tables: percent, nats and shares"
-    table = lambda reads, fn: {p: {f.name: float(fn(r)) for f, r in zip(factors, row)} for p, row in reads.items()}
-    out = {f"accuracy_{k}": table(v, Reading.accuracy) for k, v in reads.items()}
-    out |= {f"information_{k}": table(v, Reading.information) for k, v in reads.items()}
+    out = {f"accuracy_{k}": _table(v, factors) for k, v in reads.items()}
+    out |= {f"information_{k}": _table(v, factors, Reading.information) for k, v in reads.items()}
     return out | {"importance": {b: {f.name: float(v) for f, v in zip(m.factors, row)} for b, row in zip(m.blocks, _importance(m, x)[0])}}
 
 # %% ../nbs/12_metrics.ipynb #88cc2944
