@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KERNELS', 'median_bandwidth', 'hsic', 'cka', 'distance_correlation', 'independence_test', 'half_samples',
-           'half_sample_interval', 'slice_dependence', 'seed_agreement']
+           'check_level', 'half_sample_interval', 'slice_dependence', 'seed_agreement']
 
 # %% ../nbs/10_dependence.ipynb #ee998c1c
 from collections.abc import Sequence
@@ -182,6 +182,12 @@ def half_samples(
     rng = np.random.default_rng(seed)
     return [np.sort(rng.permutation(n)[:n // 2]) for _ in range(n_boot)]
 
+def check_level(
+    level: float # coverage of an interval
+):
+    "Raise an error unless it lies between 0 and 1"
+    if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
+
 def half_sample_interval(
     value: float, # the estimate on all rows
     replicates, # estimates on half samples
@@ -189,7 +195,7 @@ def half_sample_interval(
     scale: float = 1., # multiplies the deviations
 ) -> tuple: # `(low, high)`
     "Interval from the spread of half-sample replicates"
-    if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
+    check_level(level)
     d = np.asarray(replicates, float)
     d = d[np.isfinite(d)]
     if not np.isfinite(value) or len(d) < 2: return (float("nan"),) * 2

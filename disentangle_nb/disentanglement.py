@@ -74,7 +74,7 @@ def _factor(name, a, b, discrete):
     values, codes = np.unique(a, return_inverse=True)
     if len(values) < 2: raise ValueError(f"{name}: only one value in training, nothing to measure: drop this factor")
     if not discrete:
-        if "U" in (a.dtype.kind, b.dtype.kind) or "O" in (a.dtype.kind, b.dtype.kind): raise TypeError(f"{name}: strings such as {a[0]!r} are no continuous factor: leave `discrete` out for it")
+        if {a.dtype.kind, b.dtype.kind} & set("UO"): raise TypeError(f"{name}: strings such as {a[0]!r} are no continuous factor: leave `discrete` out for it")
         return Factor(name, torch.tensor(a.astype(float)), torch.tensor(b.astype(float)), False)
     new = np.setdiff1d(b, values)
     if len(new): raise ValueError(f"{name}: classes {new[:5].tolist()} occur on test but are absent from training: drop those rows, or choose another split")

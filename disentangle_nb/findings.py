@@ -241,8 +241,7 @@ def plot_tradeoff(
         for r, (x, y) in zip(runs, points):
             if r['reg'] == 'none' or abs(x) + abs(y - start) <= 3: continue
             near = sum(abs(x - a) + abs(y - b) < 3 for a, b in labelled)
-            within = -3 < x < 6 and abs(y - start + 1.5) < 5
-            (inset if within else ax).annotate(f'{r["lam"]:g}', (x, y), textcoords='offset points', xytext=(-5, -14) if near else (6, 6), fontsize=9, color=f'C{i}', bbox={'fc': 'white', 'ec': 'none', 'pad': .5, 'alpha': .8})
+            (inset if inset.viewLim.contains(x, y) else ax).annotate(f'{r["lam"]:g}', (x, y), textcoords='offset points', xytext=(-5, -14) if near else (6, 6), fontsize=9, color=f'C{i}', bbox={'fc': 'white', 'ec': 'none', 'pad': .5, 'alpha': .8})
             labelled.append((x, y))
     ax.axhline(0, color='grey', lw=.5); ax.axvline(0, color='grey', lw=.5)
     ax.indicate_inset_zoom(inset)

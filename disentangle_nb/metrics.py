@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from scipy.stats import t as student_t
 
-from .dependence import (cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
+from .dependence import (check_level, cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
                                        seed_agreement, slice_dependence)
 from .disentanglement import (Factor, Reading, _binned_mi, _knn_mi, _squared_correlation, _threshold_hits, _tree_rows, active_codes, as_blocks, as_factors,
                                             balanced_accuracy, block_sums, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
@@ -311,7 +311,7 @@ def _meta(m, x, xt, factors, **kw) -> dict:
 # %% ../nbs/12_metrics.ipynb #7a40f362
 def _check_numbers(widths, level, **counts):
     "Refuse options that mean nothing, before anything is measured"
-    if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
+    check_level(level)
     whole = lambda n: isinstance(n, (int, np.integer)) and n >= 0
     for name, n in counts.items():
         if not whole(n): raise ValueError(f"{name} must be a whole number, 0 or more, got {n!r}")

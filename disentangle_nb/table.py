@@ -72,6 +72,7 @@ def _read_rows(path):
     if twice := [c for i, c in enumerate(header) if c and c in header[:i]]: raise ValueError(f'{path} has two columns {twice[0]!r}')
     return [n for n, _ in rows], [dict(zip_longest(header, row[:len(header)], fillvalue='')) for _, row in rows]
 
+# %% ../nbs/15_table.ipynb #74013b45
 def _check_columns(path, lines, rows, column, factors):
     there = list(rows[0])
     if missing := [c for c in (column, *factors) if c not in there]:
@@ -84,6 +85,7 @@ def _check_columns(path, lines, rows, column, factors):
         seen[row[column]] = i
         if row.get('split', 'train') not in SPLITS: raise ValueError(f'{path}, line {i}: split is {row["split"]!r}, expected {", ".join(SPLITS)}')
 
+# %% ../nbs/15_table.ipynb #f8c587c6
 def _class_names(path, factor, values):
     names = set(values)
     if len(names) < 2: raise ValueError(f'{path}: {factor} has one class only ({names.pop()}); leave it out with factors=')
