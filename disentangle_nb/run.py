@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'SPANS', 'KNOWN', 'OPTIONS', 'chip', 'hardware', 'versions', 'use_bf16', 'load_sources', 'train_stream',
-           'model_of', 'callbacks', 'loss_of', 'make_learner', 'check_folder', 'begin', 'finish', 'picture', 'run',
-           'check_ranges', 'config_of', 'fail_plainly', 'ranks', 'run_options', 'disentangle_run', 'arguments',
-           'disentangle_report']
+           'model_of', 'callbacks', 'loss_of', 'make_learner', 'kept_config', 'check_folder', 'begin', 'finish',
+           'picture', 'run', 'check_ranges', 'config_of', 'fail_plainly', 'ranks', 'run_options', 'disentangle_run',
+           'arguments', 'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #ab6fd3a6
 import inspect, io, json, os, platform, re, sys, warnings
@@ -132,17 +132,24 @@ def make_learner(
     return distribute(learn, sync_bn=True) if dist.is_initialized() else learn
 
 # %% ../nbs/09_run.ipynb #24124db5
+def kept_config(
+    folder: str | Path # of a run
+) -> dict: # empty if there is none
+    "The options of the run in a folder"
+    path = Path(folder)/'config.json'
+    try: return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError) as e: raise ValueError(f'{path} is damaged ({e}); remove it to go by the options in the checkpoints') from e
+
 def check_folder(
     folder: str | Path, # of the run
     config: dict, # options
     resume: bool # go on with the run in the folder
 ) -> bool:
     "Check that the folder is free, or holds a run of the same options; whether that run is finished"
-    path, finished = Path(folder)/'config.json', (Path(folder)/'scorecard.json').exists()
+    finished = (Path(folder)/'scorecard.json').exists()
     if not finished and not any(Path(folder).glob('checkpoint-*.pt')): return False
     if not resume: raise ValueError(f'{folder} already holds a run; add --resume to go on with it, or choose another --out')
-    try: old = json.loads(path.read_text()) if path.exists() else config
-    except ValueError as e: raise ValueError(f'{path} is damaged ({e}); remove it to go by the options in the checkpoints') from e
+    old = kept_config(folder) or config
     later = [] if finished or 'images' in config else folder_options(old) + folder_options(config) # until the images are read
     check_options(old, {k: v for k, v in config.items() if k not in later}, folder)
     return finished
@@ -261,6 +268,7 @@ def run_options(
 ) -> Run: # None on other ranks than the first
     "Check the options, and run"
     config = config_of(options)
+    if resume and options == OPTIONS | {'threads': options['threads']}: config |= {k: v for k, v in kept_config(out).items() if k in config}
     if not str(out): raise ValueError('--out is empty: name a folder for the run')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
     if options['reg'] == 'none' and options['lam'] != OPTIONS['lam']: warnings.warn(f'lam={options["lam"]:g} is the weight of a regulariser, and none is chosen: give --reg')
@@ -310,7 +318,7 @@ def disentangle_run(
     probe_every: int = 3, # Epochs from probe to probe
     threads: int = 0, # CPU threads, 0 for torch's own choice
     out: str = 'runs/run', # Folder of the run
-    resume: bool = False, # Go on with the run in the folder
+    resume: bool = False, # Go on with the run in the folder, with its options if none is given here
     quiet: bool = False # No progress bar and no table
 ):
     "Train on pairs, probe, and write a run folder; started by torchrun, on several processes"

@@ -144,7 +144,7 @@ def test_signals_stop_after_the_step(tmp_path, whole):
 options = dict(steps=120, epoch=4, bs=8, size=32, threads=1, precision='fp32', reg='ortho_redrawn', probe_every=3, quiet=True)
 
 
-def command(folder, **kwargs):
+def command(folder, options=options, **kwargs):
     "The command itself, with few images to probe and no picture"
     results.PARTS.update(train=(300, 1), valid=(100, 2), test=(100, 3))
     run.validation_probe = lambda sources, slices: lambda model: {'r DC': float(sum(p.sum() for p in model.parameters()))}
@@ -162,7 +162,7 @@ def test_command_killed_stopped_and_resumed(tmp_path):
         os.kill(process.pid, signum)
         assert ended(process) == code and not (broken/'scorecard.json').exists()
     assert ended(start(command, broken)) == 2  # without --resume
-    assert ended(start(command, broken, resume=True)) == 0
+    assert ended(start(command, broken, dict(threads=1, quiet=True), resume=True)) == 0  # with the options in the folder
     for name in ('steps.csv', 'scorecard.json', 'validation.json'): assert (broken/name).read_text() == (whole/name).read_text()
     assert epochs(broken) == epochs(whole)
 

@@ -160,6 +160,13 @@ def test_damaged_files_are_named(copied, name, use):
     with pytest.raises(DamagedFile, match=f'{name} is damaged'): use(copied)
 
 
+@pytest.mark.parametrize('text', ['{"data": ', '[1]', 'null'])
+def test_damaged_options_are_named(copied, text):
+    (copied/'config.json').write_text(text)
+    for options in (OPTIONS, OPTIONS | TINY):
+        with pytest.raises(ValueError, match='config.json is damaged'): run_options(options, copied, True, True)
+
+
 @pytest.mark.parametrize('kept', [0, -3, -30])
 def test_a_table_that_is_cut_is_named(copied, kept):
     whole = (copied/'steps.csv').read_bytes()
