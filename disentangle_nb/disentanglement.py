@@ -447,9 +447,9 @@ def explicitness_es(
     i: slice | np.ndarray = slice(None), # test rows to use
 ) -> float: # -1 to 1
     "Explicitness of DCI-ES on a linear probe and MLPs of increasing width"
-    discrete = next(iter(reads.values())).discrete
-    losses = [(r.prior - r.info)[i].mean() if discrete else 1 - r.normalised(i) for r in reads.values()]
-    base = next(iter(reads.values())).prior[i].mean() if discrete else 1.
+    line = reads[1]
+    losses = [(r.prior - r.info)[i].mean() if line.discrete else 1 - r.normalised(i) for r in reads.values()]
+    base = line.prior[i].mean() if line.discrete else 1.
     return explicitness_area(losses, np.log2(list(reads)), base)
 
 def capacity_readings(

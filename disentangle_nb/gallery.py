@@ -41,7 +41,7 @@ class Embedded:
         self.card = scorecard(parts['train'], parts['test'], slices, FACTORS, shared)
         self.classes = classes or {f: list(range(int(n) + 1)) for f, n in zip(FACTORS, factors.max(0))}
 
-    def images(self, part='test'): return self.test_images
+    def images(self): return self.test_images
 
 # %% ../nbs/17_gallery.ipynb #2d4a5a10
 def own_slices(
@@ -78,7 +78,7 @@ def draw_recipes(
     rows = np.random.default_rng(seed).integers(len(factors), size=(4 * q, F))
     differ = (np.diff(np.sort(factors[rows], 1), axis=1) > 0).all((1, 2))
     wanted = factors[rows, np.arange(F)]
-    answers = (factors == wanted[:, None]).all(2).sum(1)
+    answers = (factors == wanted[:, None]).all(2).sum(1) - (F == 1) # of one factor, the query itself is no answer
     keep = np.flatnonzero(differ & (answers > 0))[:q]
     if not len(keep): raise ValueError('no test image has the digit of one and the background of another: more images are needed')
     return rows[keep], wanted[keep], answers[keep]

@@ -51,9 +51,7 @@ def _parts(r):
              (Path(c['digits']).name, c['digits']), (c['data'], c['data'] != 'mnist_stl10'), (', '.join(r['kinds']), True), (widths, True), (f'{c["steps"]} × {c["bs"]}', True)]
     return [text for text, said in parts if said]
 
-def _title(r, leave_out=()):
-    parts = [p for p in _parts(r) if p not in leave_out]
-    return r['method'] + f' ({"; ".join(parts)})' * bool(parts)
+def _title(r): return f'{r["method"]} ({"; ".join(_parts(r))})'
 
 # %% ../nbs/21_beyond.ipynb #dfa09454
 def leaderboard_rows(
@@ -138,7 +136,7 @@ def seeds_and_seconds(
 ) -> str: # e.g. `Seeds 0, 1; 900 ± 20 seconds each (AMD EPYC, 1 thread)`
     "Seeds, seconds and hardware, for the line below a table"
     times = {h: [r['seconds'] for r in runs if r['hardware'] == h] for h in sorted({r['hardware'] for r in runs})}
-    spent = ', '.join(f'{mean_and_spread(s, 0)} seconds{" each" * (len(s) > 1)} ({h})' for h, s in times.items())
+    spent = ', '.join(f'{mean_and_spread(s, 0)} seconds{" each" * (len(s) > 1)} ({h}{f"; {len(s)} of {len(runs)}" * (len(times) > 1)})' for h, s in times.items())
     return f'Seed{"s" * (len(runs) > 1)} {", ".join(str(r["seed"]) for r in runs)}; {spent}'
 
 # %% ../nbs/21_beyond.ipynb #28e54d87

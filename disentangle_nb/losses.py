@@ -137,11 +137,10 @@ def info_nce_within(
 # %% ../nbs/04_losses.ipynb #f75ef01b
 def chance_within(
     group:Tensor, # Group of each pair, `(N,)`, integers
-    reduction:str='mean', # 'mean' over the `2N` anchors, or 'sum'
 )->Tensor: # Scalar, nats
-    "`info_nce_within` of embeddings that are all alike"
+    "`info_nce_within` (mean) of embeddings that are all alike"
     n = group.unique(return_counts=True)[1]
-    return reduced((2 * n * (2*n - 1).log()).sum(), 2 * len(group), reduction)
+    return (n * (2*n - 1).log()).sum() / len(group)
 
 # %% ../nbs/04_losses.ipynb #770747ad
 def likeliest(

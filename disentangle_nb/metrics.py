@@ -241,7 +241,7 @@ class MetricsCard(Card):
         "Probes, metrics and dependence as text"
         factors = list(self.meta["factors"])
         acc, nats = self.matrices["accuracy_linear"], [self.matrices[f"information_{k}"] for k in ("linear", "mlp") if f"information_{k}" in self.matrices]
-        unit = "nats: line, MLP" if len(nats) > 1 else "nats"
+        unit = "nats: linear, MLP" if len(nats) > 1 else "nats"
         probes = [["input", *(f"{f} %" if n else f"{f} 100 R²" for f, n in self.meta["factors"].items()), *(f"{f} {unit}" for f in factors)]]
         probes += [[p, *(f"{acc[p][f]:.1f}" for f in factors), *(", ".join(f"{t[p][f]:.2f}" for t in nats) for f in factors)] for p in acc]
         cols = "whole", "block", "dimension"
@@ -326,7 +326,7 @@ def metrics_card(
     names=None, # of the factors; default a DataFrame's, else `f0`, `f1`, ...
     discrete=None, # True, False or None, for all factors, for each or by name: overrides the type
     shared=None, # names of the factors that are judged; default all
-    mlp: bool = True, # read by an MLP too
+    mlp: bool = True, # read by an MLP too, and by the MLPs of DCI-ES
     boosted: bool = False, # DCI with gradient-boosted trees too (slow)
     widths=(8, 32, 128), # of the MLPs of DCI-ES, () for none
     n_boot: int = 50, # half samples of the test rows for the intervals, 0 for none
@@ -342,7 +342,7 @@ def metrics_card(
     judged = _judged(factors, shared)
     rows = _tree_rows(judged, len(x), seed) if boosted else None
     with _threads(1):
-        m = _measure(x, xt, judged, parts, ("linear", "mlp")[:1 + mlp], widths)
+        m = _measure(x, xt, judged, parts, ("linear", "mlp")[:1 + mlp], widths if mlp else ())
         reads = _with_others(m, x, xt, factors)
         values = _all_scores(m, x, rows, n_boot, n_refit, level, seed)
     meta = _meta(m, x, xt, factors, seed=seed, level=level, n_boot=n_boot, n_refit=n_refit)
@@ -389,7 +389,7 @@ def compare(
     level: float = 0.95, # coverage of the interval of the paired differences
 ) -> Comparison: # of every metric
     "Means over seeds and paired differences to a baseline"
-    _check_numbers((), level)
+    check_level(level)
     if not isinstance(cards, dict): raise TypeError(f"cards must be a dictionary, from the name of a method to its card, or to one card a seed; got {type(cards).__name__}")
     cards = {k: list(v) if isinstance(v, (list, tuple)) else [v] for k, v in cards.items()}
     baseline = next(iter(cards), None) if baseline is None else baseline
@@ -513,5 +513,5 @@ def _check_arguments(a):
 def _options(a) -> dict[str, Any]:
     "What the arguments `a` say, as `metrics_card` takes it"
     said = dict(slices=None if a.slices is None else parse_slices(a.slices), names=a.names, shared=a.shared, discrete=a.discrete and dict.fromkeys(a.discrete, True))
-    how = dict(boosted=a.boosted, n_boot=a.n_boot, seed=a.seed) | (dict(mlp=False, widths=()) if a.linear else {})
+    how = dict(boosted=a.boosted, n_boot=a.n_boot, seed=a.seed) | (dict(mlp=False) if a.linear else {})
     return {k: v for k, v in said.items() if v is not None} | how

@@ -102,11 +102,11 @@ def check_labels(
     return y
 
 # %% ../nbs/06_probing.ipynb #225256cd
-def _train_labels(x, y, n_classes=None, name="factor"):
+def _train_labels(x, y, name="factor"):
     "Labels of the training rows, one-dimensional, in which every class occurs; and their number"
-    y = check_labels(y, len(x), n_classes, name).to(x.device)
+    y = check_labels(y, len(x), name=name).to(x.device)
     if y.ndim != 1: raise ValueError(f"{name}: labels must have shape (n,), got {tuple(y.shape)}")
-    count = torch.bincount(y, minlength=n_classes or 0)
+    count = torch.bincount(y)
     if (count > 0).sum() < 2: raise ValueError(f"{name}: only one value in training, nothing to read: drop this factor")
     if (count == 0).any():
         raise ValueError(f"{name}: classes {torch.where(count == 0)[0].tolist()} are absent from training: add rows, or renumber with np.unique(y, return_inverse=True)")
@@ -197,10 +197,10 @@ def holdout(
     return rank > keep[y]
 
 # %% ../nbs/06_probing.ipynb #e8f6bc0c
-def _with_valid(x, y, x_valid, y_valid, n_classes):
+def _with_valid(x, y, x_valid, y_valid):
     "Checked training rows, the mask of those to fit on, and validation rows"
     x = check_embeddings(x)
-    y, C = _train_labels(x, y, n_classes)
+    y, C = _train_labels(x, y)
     if (x_valid is None) != (y_valid is None): raise ValueError(f"x_valid and y_valid belong together, {'x' if x_valid is None else 'y'}_valid is missing")
     if x_valid is None:
         held = holdout(y)
@@ -217,12 +217,11 @@ def linear_probe(
     x_valid=None, # validation embeddings; default the last fifth of each class of the training rows
     y_valid=None, # validation labels
     l2=(10., 1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5), # regularisation strengths; `1/(n C)` in scikit-learn's terms
-    n_classes: int | None = None, # default one more than the largest label
 ) -> Probe: # fitted on all training rows at the chosen strength
     "Multinomial logistic regression, its regularisation chosen on a validation part"
     strengths = np.sort(np.atleast_1d(l2).astype(float))[::-1].tolist()
     if not strengths or not all(0 <= s < np.inf for s in strengths): raise ValueError(f"l2 must hold one strength or more, each 0 or more and finite, got {l2}")
-    x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid, n_classes)
+    x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid)
     mean, std = _standardiser(x[fit])
     z, Wb, tried = standardised(x[fit], mean, std), None, []
     for strength in strengths:
@@ -298,12 +297,11 @@ def mlp_probe(
     bs: int | None = None, # rows in a mini-batch; default a 32nd of the training rows, from 16 to 256
     lr: float = 3e-3, # Adam's learning rate
     seed: int = 0, # of weights and batches
-    n_classes: int | None = None, # default one more than the largest label
 ) -> MLPProbe: # at its best epoch on the validation part
     "A one-hidden-layer classifier, its epoch chosen on a validation part"
     for name, number in dict(epochs=epochs, width=width, bs=1 if bs is None else bs).items():
         if number < 1: raise ValueError(f"{name} must be 1 or more, got {number}")
-    x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid, n_classes)
+    x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid)
     mean, std = [t.float() for t in _standardiser(x[fit])]
     z, z_valid = (standardised(rows, mean, std) for rows in (x[fit], x_valid))
     net, _ = _fit_mlp(z, y[fit], z_valid, y_valid, C, F.cross_entropy, width, epochs, bs or batch_rows(len(x)), lr, seed)
@@ -333,11 +331,10 @@ def knn_probe(
     x_valid=None, # unused: nothing is chosen
     y_valid=None, # unused
     k: int = 20, # number of neighbours, at most `n`
-    n_classes: int | None = None, # default one more than the largest label
 ) -> KNNProbe: # holds the training rows
     "A cosine nearest-neighbour classifier"
     x = check_embeddings(x)
-    y, C = _train_labels(x, y, n_classes)
+    y, C = _train_labels(x, y)
     if not 1 <= k <= len(x): raise ValueError(f"k={k} neighbours must lie between 1 and the {len(x)} training rows")
     return KNNProbe(F.normalize(x, dim=1), y, C, k)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .overlay import Augment, kind_of_each, of_pairs, parse_kinds, seeded, shared_factors, short_hash, to_float, write_atomic
+from .overlay import FACTORS, Augment, kind_of_each, of_pairs, parse_kinds, seeded, shared_factors, short_hash, to_float, write_atomic
 
 # %% ../nbs/08_released.ipynb #ffafff11
 @lru_cache(1)
@@ -241,7 +241,7 @@ SIZES = {'DC': 10, 'DL': 8, 'BC': 10} # classes of each factor, in the order of 
 
 def fixed_factors(
     kind:str, # Factors that a pair shares, such as `DC-BC`, in any order
-)->list: # Their names, in the order of `SIZES`
+)->tuple: # Their names, in the order of `FACTORS`
     "The factors that a kind of pair fixes, one at least"
     names = shared_factors([kind])
     if not names: raise ValueError(f'released pairs share one factor at least, such as DC-BC; got the kind {kind!r}')
@@ -259,7 +259,7 @@ def split_label(
     if outside.any():
         raise ValueError(f'label {label[outside][0]} is out of range: {kind} pairs have labels from 0 to {np.prod(sizes) - 1}')
     factors = np.full((len(label), len(SIZES)), -1, np.int64)
-    factors[:, [list(SIZES).index(name) for name in fixed]] = np.stack(np.unravel_index(label, sizes), 1)
+    factors[:, [FACTORS.index(name) for name in fixed]] = np.stack(np.unravel_index(label, sizes), 1)
     return factors
 
 # %% ../nbs/08_released.ipynb #4ff68b8e

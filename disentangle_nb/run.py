@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'SPANS', 'KNOWN', 'OPTIONS', 'chip', 'hardware', 'versions', 'use_bf16', 'load_sources', 'train_stream',
-           'model_of', 'callbacks', 'loss_of', 'make_learner', 'kept_config', 'check_folder', 'begin', 'finish',
-           'picture', 'run', 'check_ranges', 'config_of', 'fail_plainly', 'ranks', 'run_options', 'disentangle_run',
-           'arguments', 'disentangle_report']
+           'model_of', 'callbacks', 'loss_of', 'check_config', 'make_learner', 'kept_config', 'check_folder', 'begin',
+           'finish', 'picture', 'run', 'check_ranges', 'config_of', 'fail_plainly', 'ranks', 'run_options',
+           'disentangle_run', 'arguments', 'disentangle_report']
 
 # %% ../nbs/09_run.ipynb #ab6fd3a6
 import inspect, io, json, os, platform, re, sys, warnings
@@ -20,8 +20,8 @@ import torch.distributed as dist
 from fastcore.script import Param, call_parse
 
 from .losses import BASES, REGULARIZERS, DisentangleLoss, routes_of
-from .model import SlicedModel, slice_widths
-from .overlay import Augment, PairStream, only_writer, parse_kinds, shared_factors, stream_dls
+from .model import SlicedModel, is_encoder, slice_widths
+from .overlay import Augment, PairStream, kind_of_each, only_writer, parse_kinds, shared_factors, stream_dls
 from .probing import parse_slices
 from .released import released_stream
 from .results import PARTS, Run, _save, embed_parts, judge, plot_run, source_of, validation_probe, write_json, write_report, write_run
@@ -80,7 +80,7 @@ def model_of(
 ) -> SlicedModel: # with fresh weights
     "The model that the options describe"
     c = OPTIONS | config
-    return SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], not c['no_final_norm'], c['size'], c['bf16'], c['base'] == 'category', c['heads'])
+    return SlicedModel(c['arch'], c['dim'], c['slices'], c['hidden'], final_norm=not c['no_final_norm'], size=c['size'], bf16=c['bf16'], categories=c['base'] == 'category', heads=c['heads'])
 
 def callbacks(
     config: dict # options of `disentangle_run`
@@ -114,6 +114,13 @@ def loss_of(
             raise ValueError(f'the base {base} needs a slice for each factor that is fixed: {len(shared)} ({", ".join(shared)}), got {n}; give --slices {len(shared)}')
     return DisentangleLoss(c['reg'], c['lam'], base, c['slices'], c['tau'], warmup=c['warmup'], start=c['start'], hold=c['hold'], gain=c['gain'], **own)
 
+def check_config(
+    config: dict # options of `disentangle_run`, as `config_of` gives them
+):
+    "Raise `ValueError` unless a run can begin, as far as that is told without images"
+    loss_of(config), callbacks(config), kind_of_each(config['kinds'], config['bs'])
+    if not is_encoder(config['arch']): raise ValueError(f'unknown encoder {config["arch"]!r}')
+
 # %% ../nbs/09_run.ipynb #b4bc5eb2
 def make_learner(
     config: dict, # options of `disentangle_run`
@@ -127,8 +134,8 @@ def make_learner(
     seen = [stream if c['released'] else sources['train'], sources['valid'], sources['test']]
     c = c | {'images': ' '.join(s.digest() for s in seen)}
     dls = stream_dls(stream, PairStream(sources['valid'], c['kinds'], c['bs'], c['seed'], c['same']), c['epoch'], n_valid=2)
-    loss, probed = loss_of(c), [f'r {f}' for f in shared_factors(c['kinds'])]
-    learn = disentangle_learner(dls, model_of(c), loss, c['lr'], c['wd'], folder, validation_probe(sources, c['slices']), c['probe_every'], probed, callbacks(c), c)
+    probe, names = validation_probe(sources, c['slices']), [f'r {f}' for f in shared_factors(c['kinds'])]
+    learn = disentangle_learner(dls, model_of(c), loss_of(c), c['lr'], c['wd'], folder, probe, c['probe_every'], names, cbs=callbacks(c), config=c)
     return distribute(learn, sync_bn=True) if dist.is_initialized() else learn
 
 # %% ../nbs/09_run.ipynb #24124db5
@@ -202,7 +209,7 @@ def run(
     config = learn.config
     with only_writer(folder) if first else nullcontext():
         if state := from_first(lambda: begin(folder, config, resume)): restore(learn, state)
-        train(learn, config['steps'], progress and first, config['start'])
+        train(learn, config['steps'], progress and first)
         return finish(folder, config, learn, sources) if first else None
 
 # %% ../nbs/09_run.ipynb #c80d33cc
@@ -269,6 +276,7 @@ def run_options(
     "Check the options, and run"
     config = config_of(options)
     if resume and options == OPTIONS | {'threads': options['threads']}: config |= {k: v for k, v in kept_config(out).items() if k in config}
+    check_config(config)
     if not str(out): raise ValueError('--out is empty: name a folder for the run')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
     if options['reg'] == 'none' and options['lam'] != OPTIONS['lam']: warnings.warn(f'lam={options["lam"]:g} is the weight of a regulariser, and none is chosen: give --reg')

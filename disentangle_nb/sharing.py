@@ -6,7 +6,7 @@
 __all__ = ['without_folders', 'command', 'model_card', 'write_embeddings', 'save_hub', 'load_model', 'disentangle_share']
 
 # %% ../nbs/16_sharing.ipynb #1880fd7c
-import io, json, shlex
+import io, shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fastcore.script import call_parse
 from .losses import BASES, REGULARIZERS
 from .model import SlicedModel, is_encoder
 from .overlay import write_atomic
-from .results import Run, read_whole, results_table, write_json
+from .results import Run, _read_json, read_whole, results_table, write_json
 from .run import OPTIONS, arguments, fail_plainly, model_of
 from .training import folder_options
 
@@ -141,7 +141,7 @@ def load_model(
     folder = Path(folder)
     if missing := [n for n in ('config.json', 'weights.pt') if not (folder/n).is_file()]:
         raise FileNotFoundError(f'{folder} holds no {missing[0]}; expected a folder that disentangle_run or disentangle_share wrote')
-    model = model_of(read_whole(folder/'config.json', lambda path: json.loads(path.read_text())))
+    model = model_of(read_whole(folder/'config.json', _read_json))
     model.load_state_dict(read_whole(folder/'weights.pt', _weights))
     return model.eval()
 

@@ -22,11 +22,10 @@ from torch import as_tensor, cosine_similarity
 
 from .dependence import cka
 from .infonce import unit
-from .model import is_encoder
 from .overlay import locked, parse_kinds, shared_factors, write_atomic
 from .probing import Scorecard
 from .results import ALIKE, Run, baseline, judge, method, run_title
-from .run import OPTIONS, arguments, check_ranges, config_of, disentangle_run, fail_plainly, loss_of
+from .run import OPTIONS, arguments, check_config, check_ranges, config_of, disentangle_run, fail_plainly
 from .sharing import without_folders
 from .training import Interrupted, on_signals
 
@@ -105,9 +104,7 @@ def check_run(
 ):
     "Raise `ValueError` unless the run can begin, as far as that is told without images"
     if own: return check_ranges(options)
-    config = config_of(options)
-    loss_of(config)
-    if not is_encoder(options['arch']): raise ValueError(f'unknown encoder {options["arch"]!r}')
+    check_config(config_of(options))
 
 def expand(
     study: dict # `name`, `recipe` and `grid`; a `program` may be added

@@ -13,7 +13,6 @@ __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'Sto
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
 import copy, csv, ctypes, gc, io, json, os, random, signal, sys, threading, time, warnings
-from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -94,7 +93,7 @@ class History(Callback):
                 ):
         self.folder, self.steps, self.epochs, self.pending, self.start, self.spent = folder, [], [], [], None, 0.
 
-    def before_fit(self): self.learn.history, self.pending = self, []
+    def before_fit(self): self.pending = []
 
     def before_epoch(self): self.start, self.spent = time.perf_counter() - self.spent, 0.
 
@@ -453,7 +452,7 @@ def check_learner(
         if all(hasattr(o, 'n_slices') for o in (m, model)) and not isinstance(m, InfoMax) and not same_slices(m.n_slices, model.n_slices):
             raise ValueError(f'loss and model cut different slices: {type(m).__name__} has n_slices={m.n_slices}, the model {model.n_slices}; give both the same')
     for kind, finder, needed in ((InferredMax, 'FindKinds', True), (CategoryMax, 'FindCategories', getattr(loss, 'start', 0))):
-        if isinstance(base, kind) and needed and not any(type(cb).__name__ == finder for cb in learn.cbs): raise ValueError(f'the base {base.name} needs the callback {finder}: give it to the learner in cbs=')
+        if isinstance(base, kind) and needed and not any(finder in [c.__name__ for c in type(cb).__mro__] for cb in learn.cbs): raise ValueError(f'the base {base.name} needs the callback {finder}: give it to the learner in cbs=')
 
 # %% ../nbs/05_training.ipynb #802d9d78
 def disentangle_learner(
@@ -471,21 +470,19 @@ def disentangle_learner(
 ) -> PairLearner: # train it with `train`, or with fastai's own `fit` methods
     "A fastai `Learner` for pairs"
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99), fused=True, foreach=False))
-    history = History(folder)
-    cbs = [history, StopOnNaN(), *([ProbeEvery(probe, probe_every)] if probe else []), *([Checkpoint(folder)] if folder else []), *cbs]
+    cbs = [History(folder), StopOnNaN(), *([ProbeEvery(probe, probe_every)] if probe else []), *([Checkpoint(folder)] if folder else []), *cbs]
     learn = PairLearner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs)
     learn.metrics = [ValueMetric(partial(lambda name: getattr(learn, 'probed', {}).get(name, float('nan')), name), name) for name in probe_names] # NaN after an epoch without a probe
-    learn.history, learn.checkpoints, learn.config = history, [], json.loads(json.dumps(config or {}))
+    learn.checkpoints, learn.config = [], json.loads(json.dumps(config or {}))
     check_learner(learn)
     return learn
 
 def train(
     learn: Learner, # of `disentangle_learner`
     steps: int, # of the whole run, those before a restart included
-    progress: bool = True, # show fastai's progress bar and table
-    restart: int = 0 # step at which a second cycle begins; 0 for one cycle
+    progress: bool = True # show fastai's progress bar and table
 ):
-    "Train with one cycle, or two, from where the learner is up to `steps`"
+    "Train with one cycle, or two if the loss has a `start`, from where the learner is up to `steps`"
     if steps < 1: raise ValueError(f'steps must be 1 or more, got {steps}')
     loader, n = learn.dls.train, learn.dls.train.n_batches
     epochs = -(-steps // n) - loader.position // n if loader.position < steps else 0
@@ -494,7 +491,7 @@ def train(
         stack.callback(setattr, loader, 'stop', loader.stop)
         loader.stop = steps
         *_, stop = map(stack.enter_context, [*quiet, StopOnSignal().listening()])
-        learn.fit(epochs, cbs=[Schedule(learn.lr, steps, restart=restart), stop])
+        learn.fit(epochs, cbs=[Schedule(learn.lr, steps, restart=getattr(learn.loss_func.loss, 'start', 0)), stop])
 
 # %% ../nbs/05_training.ipynb #014b0813
 @torch.no_grad()
@@ -549,6 +546,7 @@ def begin_second_stage(
     step: int # from 0
 ):
     "Let loss and learning rate begin their second stage at a step"
+    if hasattr(learn, 'schedule') and step >= learn.schedule.steps: raise ValueError(f'the second stage must begin before the last of the {learn.schedule.steps} steps, got step {step}')
     learn.loss_func.loss.start = step
     if hasattr(learn, 'schedule'): learn.schedule.restart = step
 

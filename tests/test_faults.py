@@ -298,7 +298,7 @@ def test_lr_find_leaves_a_two_stage_learner_as_it_was():
     learn = disentangle_learner(stream_dls(stream, stream, n_batches=3, n_valid=1, device='cpu'), model, loss, cbs=[FindCategories(9, agree=-1, every=2, n_pairs=40)])
     with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
     assert (learn.find_categories.at, learn.find_categories.looks, loss.gained.item()) == (9, [], 0)
-    train(learn, 10, progress=False, restart=9)
+    train(learn, 10, progress=False)
     assert learn.find_categories.at == 2 and [step for step, _ in learn.find_categories.looks] == [2]
 
 

@@ -16,7 +16,7 @@ import references as ref
 from disentangle_nb.metrics import MetricsCard, _write, bench_metrics, compare, disentangle_metrics, load_cards, load_embeddings, metrics_card, save_cards
 from disentangle_nb.probing import scorecard
 
-QUICK = dict(mlp=False, widths=(), n_boot=0, n_refit=0, n_perm=0)
+QUICK = dict(mlp=False, n_boot=0, n_refit=0, n_perm=0)
 
 
 def made(n=600, D=12, leak=0.3, seed=0):
@@ -330,7 +330,7 @@ def test_benchmark_takes_the_options(monkeypatch, capsys):
     seen = {}
     monkeypatch.setattr("disentangle_nb.metrics.metrics_card", lambda x, y, slices, **kw: seen.update(kw, slices=slices) or metrics_card(x[:100], y[:100], **QUICK))
     disentangle_metrics(["--bench", "--linear", "--n_boot", "7", "--seed", "3", "--slices", "4", "--shared", "DC", "--boosted"])
-    assert seen == dict(names=["DC", "DL", "BC"], slices=4, shared=["DC"], boosted=True, n_boot=7, seed=3, mlp=False, widths=())
+    assert seen == dict(names=["DC", "DL", "BC"], slices=4, shared=["DC"], boosted=True, n_boot=7, seed=3, mlp=False)
     assert " s on " in capsys.readouterr().out
 
 
@@ -346,7 +346,7 @@ def test_command_line(tmp_path):
 
 
 def test_benchmark_tells_seconds_and_rows():
-    card = bench_metrics(600, 16, mlp=False, widths=())
+    card = bench_metrics(600, 16, mlp=False)
     assert card.meta["seconds"] > 0 and card.meta["n_train"] + card.meta["n_test"] == 600
 
 

@@ -51,6 +51,11 @@ def test_wrong_options_are_refused_before_anything_is_written(tmp_path, options,
     assert not (tmp_path/'run').exists()
 
 
+@pytest.mark.parametrize('options, message', [(dict(base='category', slices='6,6', start=0), 'needs --start'), (dict(kinds='none'), 'share no factor'), (dict(arch='resnet19'), 'unknown encoder')])
+def test_wrong_options_are_refused_before_images_are_looked_for(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message): go(tmp_path/'run', **options | dict(data='mnist_stl10', path=str(tmp_path/'nowhere')))
+
+
 def command(*args): return subprocess.run([Path(sys.executable).with_name('disentangle_run'), *args], capture_output=True, text=True)
 
 

@@ -127,7 +127,7 @@ def category_training(rank, world, folder):
     stream, model = PairStream(load_source(), 'DC-BC', PAIRS), SlicedModel(Tiny(), dim=12, n_slices=[4, 8], categories=True).double()
     loss = SingleLoss(HSICReg(n_slices=[4, 8], debiased=True), base='category', n_slices=[4, 8], start=6, gain=.01)
     learn = disentangle_learner(stream_dls(stream, stream, n_batches=3, n_valid=1, device='cpu'), model, loss, cbs=[FindCategories(6, agree=-1, every=4, n_pairs=60)])
-    train(distribute(learn), 8, progress=False, restart=6)
+    train(distribute(learn), 8, progress=False)
     return learn.model.state_dict() | {'at': torch.tensor(learn.find_categories.at), **loss.state_dict()}
 
 
@@ -144,7 +144,7 @@ def kinds_training(rank, world, folder):
     stream, model = PairStream(load_source(), kinds, 2 * PAIRS), tiny_model(rank)
     loss = SingleLoss(HSICReg(n_slices=3, debiased=True), base='inferred', n_slices=3, start=4, routes=routes_of(kinds).values())
     learn = disentangle_learner(stream_dls(stream, stream, n_batches=3, n_valid=1, device='cpu'), model, loss, cbs=[FindKinds(4, 3, n_pairs=400)])
-    train(distribute(learn, sync_bn=True), 8, progress=False, restart=4)
+    train(distribute(learn, sync_bn=True), 8, progress=False)
     return learn.find_kinds.state_dict()
 
 

@@ -168,7 +168,8 @@ def test_where_images_lie_is_no_part_of_a_record(pretend):
                                              ({'grid': [{'digits': ['a/b', 'a-b']}]}, 'would share the folder none_digits=a-b_s0'),
                                              ({'grid': [{'reg': 'hes'}]}, 'unknown regulariser'), ({'grid': [{'base': 'rooted'}]}, 'unknown contrastive loss'),
                                              ({'grid': [{'arch': 'resnet19'}]}, 'unknown encoder'), ({'grid': [{'crop': 'center'}]}, 'unknown crop'), ({'grid': [{'slices': '2;6'}]}, 'slices'),
-                                             ({'grid': [{'base': 'routed'}]}, 'do not tell DC, BC apart'), ({'grid': [{'precision': 'fp16'}]}, 'precision must be')])
+                                             ({'grid': [{'base': 'routed'}]}, 'do not tell DC, BC apart'), ({'grid': [{'base': 'category', 'slices': '10,10', 'dim': 20}]}, 'needs --start'),
+                                             ({'grid': [{'bs': 1}]}, 'too small'), ({'grid': [{'agree': .5}]}, '--agree is for the base category'), ({'grid': [{'precision': 'fp16'}]}, 'precision must be')])
 def test_a_study_that_cannot_run_is_refused_before_any_run(change, message):
     with pytest.raises(ValueError, match=message): study.expand(tiny | change)
 

@@ -116,6 +116,6 @@ import numpy as np
 from disentangle_nb.metrics import disentangle_metrics, load_embeddings, metrics_card
 rng = np.random.default_rng(0)
 y = rng.integers(3, size=(300, 2))
-card = metrics_card(np.eye(3)[y].reshape(300, 6) + .1 * rng.normal(size=(300, 6)), y, n_boot=2, n_refit=0, n_perm=0, mlp=False, widths=())
+card = metrics_card(np.eye(3)[y].reshape(300, 6) + .1 * rng.normal(size=(300, 6)), y, n_boot=2, n_refit=0, n_perm=0, mlp=False)
 print(card.match)"""
     assert without(only_train, code).strip() == "{'f0': 'r_0', 'f1': 'r_1'}"

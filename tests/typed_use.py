@@ -147,7 +147,7 @@ def probe(model: nn.Module, sources: dict[str, Source], x: np.ndarray, y: np.nda
     card: Scorecard = scorecard(parts['train'], parts['test'], slices=[16, 48], factor_names=['DC', 'DL', 'BC'], shared=['DC'], valid=parts["valid"]).with_baseline(card)
     scorecard((x, y), (torch.tensor(x), torch.tensor(y)), factor_names=('machine', 'fault'), shared=('machine', 'fault'), probe='knn')
     probe_matrix((x, y), (x, y), slices=(16, 48), probe=knn_probe)
-    accuracy: float = linear_probe(x, y, l2=1e-3).accuracy(x, y) + mlp_probe(x, y, bs=64, n_classes=10).accuracy(x, y) + card.R1
+    accuracy: float = linear_probe(x, y, l2=1e-3).accuracy(x, y) + mlp_probe(x, y, bs=64).accuracy(x, y) + card.R1
     if card.R3 is not None: accuracy -= card.R3
     show_scorecards({'a': card, 'b': card.with_baseline(valid)}).savefig('cards.png')
     card.R3 + 1 # pyright: ignore[reportOptionalOperand]
@@ -157,7 +157,7 @@ def probe(model: nn.Module, sources: dict[str, Source], x: np.ndarray, y: np.nda
 
 def measure_an_embedding(x: np.ndarray, y: Tensor, rows: np.ndarray):
     card = metrics_card(x, y)
-    metrics_card(torch.tensor(x), y.numpy(), slices=[16, 48], names=['a', 'b'], shared=('a',), widths=(), discrete=[True, False], mlp=False)
+    metrics_card(torch.tensor(x), y.numpy(), slices=[16, 48], names=['a', 'b'], shared=('a',), discrete=[True, False], mlp=False)
     metrics_card(x, y, slices=[[0, 2], [1, 3]], test=(x, y))
     card: MetricsCard = metrics_card(**load_embeddings('pca.npz'), slices=(8, 8))
     save_cards({'pca': card}, 'cards.json')
