@@ -296,6 +296,8 @@ class DisentangleLoss(nn.Module):
         if hasattr(self.base, 'ready'): self.base.ready = (self.step or 0) >= self.start
         views = [hold_first(z, self.held) for z in (z0, z1)] if self.held else (z0, z1)
         base,regs = self.base(z0, z1, *kind), [m(*views) for m in self.regs]
+        for n,v in zip(self.names, (base, *regs)):
+            if not (torch.is_tensor(v) and v.numel() == 1): raise ValueError(f'{n} must give a tensor with one number, got {tuple(v.shape) if torch.is_tensor(v) else type(v).__name__}: reduce it')
         if self.gained is not None and trained and math.isfinite(self.base.gain): self.gained += (self.base.gain - self.gained) / 50
         weights = self.weights()
         loss = base + sum(l * r for l,r in zip(cycle(weights.values()), regs))

@@ -169,6 +169,11 @@ def projection(
 
 class Parallel(nn.ModuleList):
     "Modules that read the same, their outputs side by side"
+    def __init__(self,
+                 modules: list # each from `(N, n)` features to `(N, d)`
+                ):
+        super().__init__(modules)
+
     def forward(self, x): return torch.cat([m(x) for m in self], 1)
 
 class SlicedModel(nn.Module):

@@ -594,7 +594,7 @@ def _read_mnist(path):
 def _read_stl10_folder(path):
     classes = sorted(p.name for p in (path/'train').iterdir() if p.is_dir())
     def part(split):
-        files = sorted((f for c in classes for f in (path/split/c).iterdir()), key=lambda f: (f.stem, f.parent.name))
+        files = sorted((f for c in classes for f in (path/split/c).iterdir() if not f.name.startswith('.')), key=lambda f: (f.stem, f.parent.name))
         photos = torch.from_numpy(np.stack([read_image(f) for f in _progress(files)]))
         return photos, torch.tensor([classes.index(f.parent.name) for f in files])
     return [part('train'), part('test')], classes
@@ -636,12 +636,12 @@ def _class_folders(path):
     return folders
 
 def _read_folder(path, mode, size):
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import ImageFolder, is_image_file
     class Folder(ImageFolder):
         def find_classes(self, directory):
             names = [p.name for p in _class_folders(Path(directory))]
             return names, {n: i for i, n in enumerate(names)}
-    try: data = Folder(str(path))
+    try: data = Folder(str(path), is_valid_file=lambda file: is_image_file(file) and not Path(file).name.startswith('.'))
     except FileNotFoundError as e: raise FileNotFoundError(f'{path}: {e}') from None
     files = [f for d in _class_folders(path) for f in d.rglob('*')] + list(path.iterdir())
     there = {str(f) for f in files if f.is_file() and not f.name.startswith('.')}

@@ -142,9 +142,10 @@ def make_learner(
 def kept_config(
     folder: str | Path # of a run
 ) -> dict: # empty if there is none
-    "The options of the run in a folder"
+    "The options of the run in a folder; those in its last checkpoint where the file of options is missing"
     path = Path(folder)/'config.json'
-    try: return dict(json.loads(path.read_text())) if path.exists() else {}
+    if not path.exists(): return (last_state(folder) or {'config': {}})['config']
+    try: return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as e: raise ValueError(f'{path} is damaged ({e}); remove it to go by the options in the checkpoints') from e
 
 def check_folder(
@@ -153,13 +154,13 @@ def check_folder(
     resume: bool # go on with the run in the folder
 ) -> bool:
     "Check that the folder is free, or holds a run of the same options; whether that run is finished"
-    finished = (Path(folder)/'scorecard.json').exists()
-    if not finished and not any(Path(folder).glob('checkpoint-*.pt')): return False
+    judged, told = ((Path(folder)/name).exists() for name in ('scorecard.json', 'config.json'))
+    if not judged and not any(Path(folder).glob('checkpoint-*.pt')): return False
     if not resume: raise ValueError(f'{folder} already holds a run; add --resume to go on with it, or choose another --out')
     old = kept_config(folder) or config
-    later = [] if finished or 'images' in config else folder_options(old) + folder_options(config) # until the images are read
+    later = [] if judged and told or 'images' in config else folder_options(old) + folder_options(config) # until the images are read
     check_options(old, {k: v for k, v in config.items() if k not in later}, folder)
-    return finished
+    return judged and told
 
 def begin(
     folder: Path, # of the run
@@ -239,6 +240,9 @@ def config_of(
 ) -> dict: # without the number of threads; kinds and slices as lists, folders as whole paths
     "Checked options, as a run keeps them"
     check_ranges(options)
+    for k in ('path', 'digits', 'backgrounds', 'released'):
+        if options[k] == '': raise ValueError(f'--{k} is empty: name a folder, or leave it out')
+    if options['path'] and options['data'] != 'mnist_stl10': raise ValueError('--path is where MNIST and STL-10 are: give --data mnist_stl10 too, or leave it out')
     for k, (what, known) in KNOWN.items():
         if options[k] not in known: raise ValueError(f'unknown {what} {options[k]!r}: choose one of {", ".join(known)}')
     config = {k: v for k, v in options.items() if k not in ('threads', 'precision')}
@@ -253,7 +257,7 @@ def fail_plainly(
     rank = int(os.environ.get('RANK', 0))
     if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors='replace') # a terminal without Greek still gets the rest
     try: return f()
-    except (ValueError, OSError, FloatingPointError) as e:
+    except (ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError) as e:
         said = re.sub(r'^Exception occured in `\w+` when calling event `\w+`:\s*', '', str(e)) # fastai's
         print(f'error{rank and f" of rank {rank}" or ""}: {said}', file=sys.stderr)
         sys.exit(2)
@@ -275,13 +279,14 @@ def run_options(
 ) -> Run: # None on other ranks than the first
     "Check the options, and run"
     config = config_of(options)
-    if resume and options == OPTIONS | {'threads': options['threads']}: config |= {k: v for k, v in kept_config(out).items() if k in config}
     check_config(config)
     if not str(out): raise ValueError('--out is empty: name a folder for the run')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
     if options['reg'] == 'none' and options['lam'] != OPTIONS['lam']: warnings.warn(f'lam={options["lam"]:g} is the weight of a regulariser, and none is chosen: give --reg')
     keep_freed_memory()
-    with ranks(): return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
+    with ranks():
+        if resume and options == OPTIONS | {'threads': options['threads']}: config |= {k: v for k, v in from_first(lambda: kept_config(out)).items() if k in config}
+        return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
 
 # %% ../nbs/09_run.ipynb #84c1794a
 @call_parse

@@ -142,7 +142,7 @@ def load_model(
     if missing := [n for n in ('config.json', 'weights.pt') if not (folder/n).is_file()]:
         raise FileNotFoundError(f'{folder} holds no {missing[0]}; expected a folder that disentangle_run or disentangle_share wrote')
     model = model_of(read_whole(folder/'config.json', _read_json))
-    model.load_state_dict(read_whole(folder/'weights.pt', _weights))
+    read_whole(folder/'weights.pt', lambda path: model.load_state_dict(_weights(path)))
     return model.eval()
 
 # %% ../nbs/16_sharing.ipynb #cfeea32b
@@ -155,6 +155,8 @@ def disentangle_share(
     def main():
         run = Run(Path(folder))
         if out: return f'{save_hub(run, out)}: ' + ', '.join(sorted(p.name for p in Path(out).iterdir()))
-        write_atomic(run.folder/'README.md', model_card(run).encode())
-        return f'{run.folder/"README.md"}'
+        card = run.folder/'README.md'
+        if card.exists() and not card.read_text(errors='replace').startswith(_CARD[:_CARD.index('license')]): raise ValueError(f'{card} is no model card, and would be overwritten: rename it')
+        write_atomic(card, model_card(run).encode())
+        return f'{card}'
     print(fail_plainly(main))

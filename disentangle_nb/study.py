@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['NO_BASELINE', 'normal', 'different', 'fits', 'check_study', 'read_study', 'run_name', 'check_run', 'expand',
-           'between_slices', 'record', 'read_records', 'write_records', 'recorded', 'find_record', 'r3', 'distance',
-           'baseline_record', 'card_of', 'tried', 'best_lam', 'is_best', 'with_weight', 'run_one', 'make_executor',
-           'waves', 'check_choices', 'pending', 'completed', 'wait_for', 'program_of', 'run_study', 'disentangle_study']
+           'between_slices', 'check_made', 'record', 'read_records', 'write_records', 'recorded', 'find_record', 'r3',
+           'distance', 'baseline_record', 'card_of', 'tried', 'best_lam', 'is_best', 'with_weight', 'run_one',
+           'make_executor', 'waves', 'check_choices', 'pending', 'completed', 'wait_for', 'program_of', 'run_study',
+           'disentangle_study']
 
 # %% ../nbs/19_study.ipynb #1d6d0c0a
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from inspect import signature
@@ -95,7 +96,7 @@ def run_name(
 ) -> str: # name of the run's folder
     "Method, and all options in which it departs from the recipe"
     own = {k: v for k, v in options.items() if study['recipe'].get(k) != v and k not in ('base', 'reg', 'seed')}
-    return '_'.join([method(options), *(f'{k}={v}'.replace('/', '-') for k, v in own.items()), f's{options.get("seed", 0)}'])
+    return '_'.join([method(options), *(re.sub(r'[\\/:*?"<>|]', '-', f'{k}={v}') for k, v in own.items()), f's{options.get("seed", 0)}'])
 
 # %% ../nbs/19_study.ipynb #704fad53
 def check_run(
@@ -133,11 +134,22 @@ def between_slices(
     return seen | cosine
 
 # %% ../nbs/19_study.ipynb #5b6b56c7
+def check_made(
+    config: dict, # of a run that was made
+    options: dict, # that were asked for
+    where # the run is, for the error
+):
+    "Raise `ValueError` unless the run has these options; folders that hold images may have moved, and a precision is chosen by the machine"
+    but, word = ('data', 'digits', 'backgrounds', 'released', 'precision'), lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
+    asked, made = (normal(o, but) for o in (options, {k: word(config[k]) for k in OPTIONS if k in config}))
+    if differ := [f'{k} is {made[k]!r}, not {v!r}' for k, v in asked.items() if made[k] != v]: raise ValueError(f'{where} holds a run of other options ({", ".join(differ)}): move it away')
+
 def record(
     run: Run, # finished
     options: dict # that the study gave it
 ) -> dict: # as JSON holds it
     "One run, in short"
+    check_made(run.config, options, run.folder)
     config, options = without_folders(run.config), {k: v for k, v in options.items() if k != 'path'} # where the images lie is no part of a run
     tail = run.steps[-50:]
     parts = {k: sum(row[k] for row in tail) / len(tail) for k in tail[0] if k != 'step'}
@@ -378,6 +390,7 @@ def run_study(
     with locked(path.with_suffix('.lock'), out):
         records = read_records(out)
         check_choices(study, records)
+        if records: write_records(records, out) # an error now rather than after the first run
         for wave in waves(study):
             if failed and is_best(wave[0]): continue
             todo, executor = pending(wave, records), make_executor(launcher, jobs, folder/'submitit')

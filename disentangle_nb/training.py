@@ -240,8 +240,9 @@ def last_state(
     paths = sorted(Path(folder).glob('checkpoint-*.pt'), reverse=True)
     for path in paths:
         try: return load_checked(path) | {'file': path}
-        except DamagedFile as e: warnings.warn(f'{e}; the checkpoint before it is used')
-    if paths: raise DamagedFile(f'all {len(paths)} checkpoints in {folder} are damaged: remove them to begin anew')
+        except PermissionError: raise
+        except (DamagedFile, OSError) as e: warnings.warn(f'{e}; the checkpoint before it is used')
+    if paths: raise DamagedFile(f'all {len(paths)} checkpoints in {folder} are damaged or cannot be read: remove them to begin anew')
 
 def folder_options(
     config: dict # options of `disentangle_run`
@@ -327,8 +328,11 @@ class StopOnSignal(Callback):
         with on_signals(self.note) as self.before: yield self
 
     def note(self, signum, frame):
-        self.signum = signum
-        signal.signal(signum, self.before[signum])
+        now = time.monotonic()
+        if self.signum and now > self.at + 1: # asked again, and not by the same stroke that reached the whole group
+            signal.signal(signum, self.before[signum])
+            return signal.raise_signal(signum)
+        if not self.signum: self.signum, self.at = signum, now
 
     def asked(self):
         "The signal, to any of the processes that train together"
@@ -455,10 +459,14 @@ def check_learner(
         if isinstance(base, kind) and needed and not any(finder in [c.__name__ for c in type(cb).__mro__] for cb in learn.cbs): raise ValueError(f'the base {base.name} needs the callback {finder}: give it to the learner in cbs=')
 
 # %% ../nbs/05_training.ipynb #802d9d78
+def _trained(*modules):
+    "Parameters that are trained, of several modules"
+    return [p for m in modules for p in m.parameters() if p.requires_grad]
+
 def disentangle_learner(
     dls: DataLoaders, # of `pair_dls`
     model: nn.Module, # from images to `(n, D)` embeddings, e.g. `SlicedModel`
-    loss: nn.Module, # called with `(z0, z1)`, e.g. `DisentangleLoss`
+    loss: nn.Module, # called with `(z0, z1)`, e.g. `DisentangleLoss`; parameters that it has are trained too
     lr: float = 3e-3, # highest learning rate
     wd: float = 1e-4, # weight decay
     folder: str | Path | None = None, # where the CSV files and checkpoints go; nothing is written if not given
@@ -471,7 +479,8 @@ def disentangle_learner(
     "A fastai `Learner` for pairs"
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99), fused=True, foreach=False))
     cbs = [History(folder), StopOnNaN(), *([ProbeEvery(probe, probe_every)] if probe else []), *([Checkpoint(folder)] if folder else []), *cbs]
-    learn = PairLearner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs)
+    learn = PairLearner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs, splitter=partial(_trained, loss))
+    if _trained(loss): loss.to(dls.device)
     learn.metrics = [ValueMetric(partial(lambda name: getattr(learn, 'probed', {}).get(name, float('nan')), name), name) for name in probe_names] # NaN after an epoch without a probe
     learn.checkpoints, learn.config = [], json.loads(json.dumps(config or {}))
     check_learner(learn)
@@ -491,7 +500,10 @@ def train(
         stack.callback(setattr, loader, 'stop', loader.stop)
         loader.stop = steps
         *_, stop = map(stack.enter_context, [*quiet, StopOnSignal().listening()])
-        learn.fit(epochs, cbs=[Schedule(learn.lr, steps, restart=getattr(learn.loss_func.loss, 'start', 0)), stop])
+        loss = learn.loss_func.loss
+        start = getattr(loss, 'start', 0)
+        if start: stack.callback(setattr, loss, 'start', start) # `FindCategories` may move it
+        learn.fit(epochs, cbs=[Schedule(learn.lr, steps, restart=start), stop])
 
 # %% ../nbs/05_training.ipynb #014b0813
 @torch.no_grad()
@@ -526,19 +538,24 @@ def this_rank(
 def from_first(
     f # function without arguments, called on the first rank only
 ): # what it gives, on all ranks
-    "Ask the first rank"
+    "Ask the first rank; an error there is raised on all"
     if not dist.is_initialized(): return f()
-    box = [f() if this_rank() == 0 else None]
+    box = [None]
+    if this_rank() == 0:
+        try: box = [(f(), None)]
+        except Exception as e: box = [(None, e)]
     dist.broadcast_object_list(box)
-    return box[0]
+    result, error = box[0]
+    if error: raise error
+    return result
 
 def first_then_others(
     f # function without arguments, such as one that fills a cache
 ): # what it gives, on each rank
     "Call a function on the first rank, and when it is done there, on the others"
-    if this_rank() == 0: result = f()
-    from_first(lambda: None)
-    return result if this_rank() == 0 else f()
+    kept = []
+    from_first(lambda: kept.append(f()))
+    return kept[0] if kept else f()
 
 # %% ../nbs/05_training.ipynb #ae3492a4
 def begin_second_stage(
@@ -756,6 +773,7 @@ def distribute(
 ) -> Learner: # the same learner
     "Train `learn` together with the other ranks of the process group"
     if not dist.is_initialized(): raise RuntimeError('no process group: call distribute inside `with process_group():`, in a program started by torchrun')
+    if _trained(learn.loss_func.loss): raise ValueError('the loss has parameters of its own, which are trained in one process only: their gradients are not summed over ranks')
     rank, world = dist.get_rank(), dist.get_world_size()
     for loader in learn.dls.loaders: loader.stream = RankStream(loader.stream, rank, world)
     learn.loss_func = RankLoss(learn.loss_func.loss)

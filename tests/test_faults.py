@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, torch
 from fastai.callback.core import Callback
 
-from disentangle_nb import overlay, results, run
+from disentangle_nb import overlay, results, run, training
 from disentangle_nb.losses import DisentangleLoss, HSICReg, OrthoReg
 from disentangle_nb.model import SlicedModel, small_resnet
 from disentangle_nb.overlay import DamagedFile, Grid, PairStream, Source, cached, load_checked, load_source, only_writer, pair_dls, save_checked, seeded, stream_dls, write_atomic
@@ -39,7 +39,7 @@ def wait_for(condition, process, seconds=600):
 
 # A learner so small that its files cost more than its steps
 
-def tiny_learner(folder, seed=0, **kwargs):
+def tiny_learner(folder, seed=0, loss=None, **kwargs):
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     g = seeded(0)
@@ -48,7 +48,7 @@ def tiny_learner(folder, seed=0, **kwargs):
     source = Source(digits, torch.arange(40) % 4, photos, torch.arange(40) % 4, classes, size=16, grid=Grid((4,), (0, 8)))
     dls = pair_dls(source, source, 'DC-BC', bs=4, n_batches=epoch, n_valid=1, device='cpu')
     model = SlicedModel(small_resnet((4, 8), 4), dim=8, size=16)
-    return disentangle_learner(dls, model, DisentangleLoss(OrthoReg(permute='redrawn')), folder=folder, **kwargs)
+    return disentangle_learner(dls, model, loss or DisentangleLoss(OrthoReg(permute='redrawn')), folder=folder, **kwargs)
 
 
 def go_on(folder, n=steps, **kwargs):
@@ -194,6 +194,16 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     with pytest.warns(UserWarning), pytest.raises(DamagedFile, match='all 2 checkpoints'): last_state(tmp_path)
 
 
+def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp_path, monkeypatch):
+    train(tiny_learner(tmp_path), 9, progress=False)
+    older, newest = sorted(tmp_path.glob('*.pt'))
+    def load(path):
+        if path == newest: raise OSError(5, 'Input/output error', str(path))
+        return load_checked(path)
+    monkeypatch.setattr(training, 'load_checked', load)
+    with pytest.warns(UserWarning, match='Input/output error'): assert last_state(tmp_path)['file'] == older
+
+
 def test_foreign_file_runs_no_code(tmp_path):
     save_checked(Foreign(tmp_path/'touched'), tmp_path/'a.pt')
     with pytest.raises(DamagedFile, match='foreign'): load_checked(tmp_path/'a.pt')
@@ -272,6 +282,26 @@ class Scaled(Callback):
     def before_fit(self): self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=64.)
     def before_backward(self): self.learn.loss_grad = self.scaler.scale(self.loss_grad)
     def after_step(self): self.scaler.update(self.scaler.get_scale() * 2)
+
+
+class Trained(torch.nn.Module):
+    "A loss with parameters"
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.read = torch.nn.Linear(4, 4)
+
+    def forward(self, z0, z1): return (self.read(z0[:, :4]) - z1[:, 4:]).square().mean()
+
+
+def test_parameters_of_a_loss_are_trained_and_go_on(tmp_path):
+    def learner(folder): return tiny_learner(folder, loss=DisentangleLoss(Trained()))
+    train(whole := learner(None), 9, progress=False)
+    train(first := learner(tmp_path), 6, progress=False)
+    restore(second := learner(None), last_state(tmp_path) | {'schedule': None})
+    before, begun, after = (l.loss_func.loss.regs[0].read.weight for l in (learner(None), second, whole))
+    assert not torch.equal(before, begun) and torch.equal(begun, first.loss_func.loss.regs[0].read.weight)
+    assert before.grad is None and not torch.equal(after, before)
 
 
 def test_scaler_goes_on(tmp_path):

@@ -202,7 +202,7 @@ def test_what_is_no_class_and_no_image_is_left_out(tmp_path):
     write_folder(tmp_path/'digits', 'L', 28)
     (tmp_path/'digits'/'.hidden').mkdir()
     first, *_ = names = sorted(p.name for p in (tmp_path/'digits').iterdir() if p.name != '.hidden')
-    (tmp_path/'digits'/first/'0.gif').write_bytes(b'GIF89a')
+    for name in ('0.gif', '._0.png'): (tmp_path/'digits'/first/name).write_bytes(b'GIF89a')
     Image.new('L', (28, 28)).save(tmp_path/'digits'/'stray.png')
     with pytest.warns(UserWarning, match='2 files in .* left out; the first is .*0.gif'): source = load_source(digits=tmp_path/'digits')
     assert source.classes['DC'] == names

@@ -12,9 +12,9 @@ from disentangle_nb.losses import DisentangleLoss
 from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import DamagedFile, PairStream, RankStream, load_source, pair_dls
 from disentangle_nb.probing import card_from_accuracy
-from disentangle_nb.results import Run, floors, plot_losses, results_table, with_baseline
+from disentangle_nb.results import Run, floors, judge, of_seen_classes, plot_losses, results_table, with_baseline
 from disentangle_nb.run import OPTIONS, load_sources, run_options
-from disentangle_nb.sharing import load_model, save_hub
+from disentangle_nb.sharing import disentangle_share, load_model, save_hub
 from disentangle_nb.training import Interrupted, disentangle_learner, embed_pairs, train
 
 TINY = dict(data='embedded', steps=6, bs=12, size=32, epoch=3, dim=12, threads=1, precision='fp32', crop='random')
@@ -42,6 +42,7 @@ def copied(finished, tmp_path): return shutil.copytree(finished, tmp_path/'copy'
     (dict(kinds='DC,BC', base='routed', slices='3'), 'give --slices 2'),
     (dict(base='whole', agree=.9), '--agree is for the base category'), (dict(base='whole', balance=1.), '--balance is for the base category'),
     (dict(base='category', start=3, balance=-1.), 'balance must be 0 or more'),
+    (dict(digits=''), '--digits is empty'), (dict(released=''), '--released is empty'), (dict(path='nowhere'), 'give --data mnist_stl10 too'),
     (dict(reg='hes'), 'unknown regulariser'), (dict(kinds='XX'), 'unknown kind'), (dict(data='nowhere'), 'unknown source'), (dict(arch='resnet19'), 'unknown encoder'),
     (dict(slices='5'), 'does not split'), (dict(bs=1), 'too small'), (dict(tau=0), 'tau must be positive'),
     (dict(base='routed'), 'do not tell DC, BC apart'), (dict(base='inferred', kinds='DC,BC'), 'needs --start'),
@@ -110,6 +111,13 @@ def test_images_that_have_changed_are_refused(finished):
     with pytest.raises(ValueError, match='have changed since'): run.images()
 
 
+def test_images_of_the_same_factors_that_have_changed_are_refused(finished):
+    run = Run(finished)
+    assert len(run.config['images'].split()) == 3 and len(run.images('valid'))
+    run.config['images'] = 'x ' * 3
+    with pytest.raises(ValueError, match='have changed since'): run.images('valid')
+
+
 def test_an_unfinished_run_goes_on_with_its_own_images_only(copied, monkeypatch):
     (copied/'scorecard.json').unlink()
     go_on = lambda: go(copied, True, kinds='DC-BC,DC-DL,DL-BC', base='routed', slices='3')
@@ -172,11 +180,41 @@ def test_damaged_options_are_named(copied, text):
         with pytest.raises(ValueError, match='config.json is damaged'): run_options(options, copied, True, True)
 
 
+@pytest.mark.parametrize('left', ['scorecard.json', None])
+def test_missing_options_are_those_of_the_checkpoint(copied, left):
+    config, card = Run(copied).config, Run(copied).card
+    (copied/'config.json').unlink()
+    if left: (copied/left).unlink()
+    with pytest.raises(ValueError, match='steps was 6, now 7'): go(copied, True, steps=7)
+    assert not (copied/'config.json').exists()
+    again = run_options(OPTIONS | {'threads': 1}, copied, True, True)
+    assert {k: again.config[k] for k in config if k not in ('seconds', 'hardware')} == {k: v for k, v in config.items() if k not in ('seconds', 'hardware')}
+    assert again.card == card
+
+
+def test_rows_of_classes_that_training_lacks_are_left_out():
+    rng = np.random.default_rng(0)
+    rows = lambda n, least: (rng.normal(size=(n, 4)).astype('float32'), np.stack([np.arange(n) % 3, np.arange(n) % 2, least + np.arange(n) % (5 - least)], 1))
+    parts = dict(train=rows(60, 2), valid=rows(30, 2), test=rows(30, 1))
+    seen = of_seen_classes(parts)
+    assert [len(y) for _, y in seen.values()] == [60, 30, (parts['test'][1][:, 2] > 1).sum()] and seen['test'][1][:, 2].max() == 2
+    assert judge(parts, 2, ('DC', 'BC'))[0] == judge(seen, 2, ('DC', 'BC'))[0]
+
+
 @pytest.mark.parametrize('kept', [0, -3, -30])
 def test_a_table_that_is_cut_is_named(copied, kept):
     whole = (copied/'steps.csv').read_bytes()
     (copied/'steps.csv').write_bytes(whole[:kept])
     with pytest.raises(DamagedFile, match='steps.csv is damaged'): Run(copied).steps
+
+
+def test_a_card_overwrites_no_notes(copied):
+    card = copied/'README.md'
+    for _ in range(2): disentangle_share(str(copied))
+    assert card.read_text().startswith('---')
+    card.write_text('mine')
+    with pytest.raises(SystemExit): disentangle_share(str(copied))
+    assert card.read_text() == 'mine'
 
 
 def test_a_hub_folder_is_no_project(finished, tmp_path):

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from disentangle_nb.losses import CategoryMax, DisentangleLoss, HSICReg, InfoMax, REGULARIZERS, SubInfoMax, make_reg, routes_of
 from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import Augment, PairStream, RankStream, load_source, stream_dls
-from disentangle_nb.training import FindCategories, FindKinds, GradCache, PairLoss, RankLoss, disentangle_learner, distribute, last_state, process_group, train
+from disentangle_nb.training import FindCategories, FindKinds, GradCache, PairLoss, RankLoss, disentangle_learner, distribute, first_then_others, from_first, last_state, process_group, train
 
 PAIRS = 12
 LOSSES = dict(infomax=InfoMax, subinfomax=SubInfoMax, **{n: (lambda n=n, **kw: make_reg(n, **kw)) for n in REGULARIZERS if n != 'none'},
@@ -153,6 +153,19 @@ def test_ranks_find_the_same_kinds(tmp_path):
     assert all(torch.equal(w, b['mixture'][name]) for name, w in a['mixture'].items())
     assert all(torch.equal(w, b['teacher'][name]) for name, w in a['teacher'].items())
     assert not torch.equal(a['mixture']['scales'][0], a['mixture']['scales'][1])
+
+
+def failing_first(rank, world, folder):
+    def fail(): raise ValueError('known to the first only')
+    for ask in (from_first, first_then_others):
+        with pytest.raises(ValueError, match='known to the first only'): ask(fail)
+    learn = learner()
+    learn.loss_func = PairLoss(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match='parameters of its own'): distribute(learn)
+    return rank
+
+
+def test_an_error_of_the_first_rank_is_raised_on_all(tmp_path): assert in_ranks(failing_first, 2, tmp_path) == [0, 1]
 
 
 def cached_training(rank, world, folder):

@@ -155,9 +155,9 @@ def test_one_command_at_a_time_writes_the_records(pretend, monkeypatch):
 
 def test_where_images_lie_is_no_part_of_a_record(pretend):
     "On another machine the same study has nothing left to do"
-    path = pretend([{'reg': 'none', 'seed': 0, 'path': '/here'}])
+    path = pretend([{'reg': 'none', 'seed': 0, 'data': 'mnist_stl10', 'path': '/here'}])
     run_study(path, path.parent/'runs')
-    grid = [{'reg': 'none', 'seed': 0, 'path': '/there'}]
+    grid = [{'reg': 'none', 'seed': 0, 'data': 'mnist_stl10', 'path': '/there'}]
     again = study.expand(json.loads(path.read_text()) | {'grid': grid})
     assert study.pending(again, read_records(path.with_suffix('.jsonl'))) == []
 
@@ -172,6 +172,12 @@ def test_where_images_lie_is_no_part_of_a_record(pretend):
                                              ({'grid': [{'bs': 1}]}, 'too small'), ({'grid': [{'agree': .5}]}, '--agree is for the base category'), ({'grid': [{'precision': 'fp16'}]}, 'precision must be')])
 def test_a_study_that_cannot_run_is_refused_before_any_run(change, message):
     with pytest.raises(ValueError, match=message): study.expand(tiny | change)
+
+
+def test_a_run_of_other_options_is_not_recorded():
+    made = study.OPTIONS | {'steps': 6, 'kinds': ['DC-BC'], 'slices': [16, 48], 'digits': '/there', 'bf16': False, 'seconds': 3}
+    study.check_made(made, {'steps': 6., 'slices': '16,48', 'digits': 'here', 'threads': 2}, 'folder')
+    with pytest.raises(ValueError, match=r"folder holds a run of other options \(steps is 6, not 900, slices is '16,48', not '2'\)"): study.check_made(made, {}, 'folder')
 
 
 def test_a_program_may_know_more_names(): assert study.expand(tiny | {'program': 'mine.py', 'grid': [{'reg': 'mine', 'arch': 'patches'}]})
