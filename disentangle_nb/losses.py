@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['REGULARIZERS', 'BASES', 'make_reg', 'routes_of', 'check_numbers', 'RoutedMax', 'InferredMax', 'info_nce_within',
            'chance_within', 'likeliest', 'category_loss', 'CategoryMax', 'make_base', 'ramp', 'unique_names',
-           'hold_first', 'check_objective', 'DisentangleLoss', 'info_nce', 'info_nce_grad', 'info_nce_floor', 'nt_xent',
-           'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax', 'GroupShare', 'gather', 'sharing',
-           'info_min', 'ortho', 'hess', 'slice_hsic', 'InfoMinReg', 'OrthoReg', 'HessReg', 'HSICReg']
+           'hold_first', 'check_value', 'check_objective', 'DisentangleLoss', 'info_nce', 'info_nce_grad',
+           'info_nce_floor', 'nt_xent', 'sub_info_nce', 'unit', 'joined', 'SliceLoss', 'InfoMax', 'SubInfoMax',
+           'GroupShare', 'gather', 'sharing', 'info_min', 'ortho', 'hess', 'slice_hsic', 'InfoMinReg', 'OrthoReg',
+           'HessReg', 'HSICReg']
 
 # %% ../nbs/04_losses.ipynb #25690ad1
 import math
@@ -232,6 +233,13 @@ def hold_first(
     first,*rest = split_slices(z, n_slices)
     return torch.cat([first.detach(), *rest], 1)
 
+def check_value(
+    name:str, # Of a loss
+    value, # That it gave
+):
+    "Raise an error unless it is a tensor of one number"
+    if not (torch.is_tensor(value) and value.numel() == 1): raise ValueError(f'{name} must give a tensor with one number, got {tuple(value.shape) if torch.is_tensor(value) else type(value).__name__}: reduce it')
+
 def check_objective(
     base:nn.Module, # Contrastive loss
     regs:list, # Regularisers
@@ -296,8 +304,7 @@ class DisentangleLoss(nn.Module):
         if hasattr(self.base, 'ready'): self.base.ready = (self.step or 0) >= self.start
         views = [hold_first(z, self.held) for z in (z0, z1)] if self.held else (z0, z1)
         base,regs = self.base(z0, z1, *kind), [m(*views) for m in self.regs]
-        for n,v in zip(self.names, (base, *regs)):
-            if not (torch.is_tensor(v) and v.numel() == 1): raise ValueError(f'{n} must give a tensor with one number, got {tuple(v.shape) if torch.is_tensor(v) else type(v).__name__}: reduce it')
+        for n,v in zip(self.names, (base, *regs)): check_value(n, v)
         if self.gained is not None and trained and math.isfinite(self.base.gain): self.gained += (self.base.gain - self.gained) / 50
         weights = self.weights()
         loss = base + sum(l * r for l,r in zip(cycle(weights.values()), regs))

@@ -53,6 +53,7 @@ def of_seen_classes(
     classes = [np.unique(column) for column in parts['train'][1].T]
     def kept(z, y):
         rows = np.all([np.isin(column, known) for column, known in zip(y.T, classes)], 0)
+        if not rows.all(): warnings.warn(f'{(~rows).sum()} of {len(rows)} images are of classes that none of those drawn for training has; they are left out')
         return z[rows], np.stack([np.searchsorted(known, column) for column, known in zip(y[rows].T, classes)], 1)
     return {part: kept(*arrays) for part, arrays in parts.items()}
 

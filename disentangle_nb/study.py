@@ -28,7 +28,7 @@ from .probing import Scorecard
 from .results import ALIKE, Run, baseline, judge, method, run_title
 from .run import OPTIONS, arguments, check_config, check_ranges, config_of, disentangle_run, fail_plainly
 from .sharing import without_folders
-from .training import Interrupted, on_signals
+from .training import Interrupted, check_options, folder_options, on_signals
 
 # %% ../nbs/19_study.ipynb #1142bf96
 def normal(
@@ -140,9 +140,9 @@ def check_made(
     where # the run is, for the error
 ):
     "Raise `ValueError` unless the run has these options; folders that hold images may have moved, and a precision is chosen by the machine"
-    but, word = ('data', 'digits', 'backgrounds', 'released', 'precision'), lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
+    but, word = ('precision', *set(folder_options(config)).intersection(folder_options(options))), lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
     asked, made = (normal(o, but) for o in (options, {k: word(config[k]) for k in OPTIONS if k in config}))
-    if differ := [f'{k} is {made[k]!r}, not {v!r}' for k, v in asked.items() if made[k] != v]: raise ValueError(f'{where} holds a run of other options ({", ".join(differ)}): move it away')
+    check_options(made, asked, where)
 
 def record(
     run: Run, # finished

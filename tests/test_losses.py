@@ -896,3 +896,11 @@ def test_shapes_are_told_without_values(name):
 def test_what_are_no_rows_of_tensors_is_named():
     with pytest.raises(TypeError, match='must be tensors, got ndarray and ndarray'): info_nce(*(z.numpy() for z in pair()))
     with pytest.raises(ValueError, match='D 1 or more'): info_nce(torch.zeros(4, 0), torch.zeros(4, 0))
+
+
+@pytest.mark.parametrize('given, said', [(lambda z0, z1: z0.sum(1), r'got \(4,\)'), (lambda z0, z1: 0., 'got float')])
+def test_a_loss_that_is_no_number_is_named(given, said):
+    class Mine(torch.nn.Module):
+        name = 'mine'
+        def forward(self, z0, z1): return given(z0, z1)
+    with pytest.raises(ValueError, match=f'mine must give a tensor with one number, {said}'): DisentangleLoss(Mine())(torch.randn(4, 6), torch.randn(4, 6))
