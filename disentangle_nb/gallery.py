@@ -65,7 +65,7 @@ def recompose(
     rows = [torch.as_tensor(r) for _, r in taken]
     score = sum(u[r] @ u.T for u, r in zip(unit, rows))
     for r in rows: score[torch.arange(len(r)), r] = -torch.inf
-    return score.topk(k, 1).indices.numpy()
+    return score.topk(k, 1).indices.cpu().numpy()
 
 # %% ../nbs/17_gallery.ipynb #d9934448
 def draw_recipes(

@@ -289,7 +289,7 @@ class DisentangleLoss(nn.Module):
         self.lam,self.warmup,self.start,self.gain = lam,warmup,start,gain
         self.held,self.parts = self.base.n_slices if hold else None,{}
         self.step:int|None = None # number of the present step, which the training loop sets
-        self.register_buffer('gained', None if gain is None else torch.zeros((), dtype=torch.float64))
+        self.register_buffer('gained', None if gain is None else torch.zeros(()))
 
     def weights(self):
         "Weights at the present `step`, by the names they are logged under"
