@@ -230,7 +230,7 @@ def step_overhead(
     keep_freed_memory()
     dls = pair_dls(load_source(), load_source(split='valid'), bs=bs, n_batches=steps, n_valid=0)
     learn = disentangle_learner(dls, SlicedModel(arch, bf16=True), DisentangleLoss())
-    encoder, (x, *_) = learn.model.to(dls.device), dls.train.one_batch()
+    encoder, (x, *_) = learn.model, dls.train.one_batch()
     gradient = torch.randn_like(encoder(x))
     def alone():
         encoder.train()

@@ -137,7 +137,8 @@ class Source:
         if self.crop not in ('centre', 'random'): raise ValueError(f"crop must be 'centre' or 'random', got {self.crop!r}")
         if min(self.photos.shape[1:3]) < self.size:
             raise ValueError(f'photographs of {tuple(self.photos.shape[1:3])} pixels are smaller than the image size {self.size}: choose a smaller size')
-        self.windows = self.grid.windows(self.size, self.digits.shape[-1])
+        self.photos = self.photos.contiguous() # `compose` reads them line by line
+        self.windows, self.coloured = self.grid.windows(self.size, self.digits.shape[-1]), self.digits[..., None].repeat(1, 1, 1, 3)
         self.groups = [ByClass(l.cpu()) for l in (self.digit_labels, torch.arange(len(self.grid)), self.photo_labels)]
 
     @property
@@ -166,11 +167,10 @@ class Source:
 
 # %% ../nbs/00_overlay.ipynb #6c451543
 def _crop(photos, i, size, corner):
-    if corner is None:
-        t, l = ((s - size) // 2 for s in photos.shape[1:3])
-        return photos[:, t:t+size, l:l+size].index_select(0, i)
-    windows = photos.unfold(1, size, 1).unfold(2, size, 1).permute(0, 1, 2, 4, 5, 3)
-    return windows[i, corner[:, 0], corner[:, 1]]
+    _, h, w, c = photos.shape
+    top, left = ((h - size) // 2, (w - size) // 2) if corner is None else corner.unbind(1)
+    pixels = ((i * h + top) * w + left)[:, None] + w * torch.arange(size, device=i.device) # at which the lines of a crop begin
+    return photos.flatten().unfold(0, size * c, c).index_select(0, pixels.flatten()).view(-1, size, size, c)
 
 def compose(
     source: Source, # digits, photographs, grid
@@ -185,7 +185,7 @@ def compose(
     local = lambda t: None if t is None else t[order].to(source.device)
     digit, _, photo = local(rows).unbind(1)
     image = _crop(source.photos, photo, source.size, local(corner))
-    digits = torch.stack([source.digits.index_select(0, digit)] * 3, -1)
+    digits = source.coloured.index_select(0, digit)
     for (y, x), a, mirrored, b in zip(source.windows, ends[::2], ends[1::2], ends[2::2]):
         image[mirrored:b] = image[mirrored:b].flip(2)
         window = image[a:b, y, x]

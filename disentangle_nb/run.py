@@ -285,7 +285,11 @@ def run_options(
     if options['reg'] == 'none' and options['lam'] != OPTIONS['lam']: warnings.warn(f'lam={options["lam"]:g} is the weight of a regulariser, and none is chosen: give --reg')
     keep_freed_memory()
     with ranks():
-        if resume and options == OPTIONS | {'threads': options['threads']}: config |= {k: v for k, v in from_first(lambda: kept_config(out)).items() if k in config}
+        kept = from_first(lambda: kept_config(out)) if resume else {}
+        own = options != OPTIONS | {'threads': options['threads']} # are options given?
+        if resume and not quiet and not this_rank():
+            print(f'going on with the run in {out}{"" if own else " and its options"}' if kept else f'no run in {out} yet: a new one begins', file=sys.stderr)
+        if not own: config |= {k: v for k, v in kept.items() if k in config}
         return run(config | {'hardware': hardware(), 'versions': versions()}, out, resume, not quiet)
 
 # %% ../nbs/09_run.ipynb #84c1794a

@@ -266,3 +266,13 @@ def test_steps_before_an_interrupt_stay_in_the_history(monkeypatch):
 def test_ranks_embed_the_pairs_of_all():
     stream, model = PairStream(load_source(split='valid', size=32), 'DC-BC,DL', bs=8), SlicedModel(dim=8, size=32)
     for a, b in zip(embed_pairs(model, RankStream(stream, 1, 2), 20), embed_pairs(model, stream, 20)): assert torch.equal(a, b)
+
+
+def test_a_resumed_run_says_what_it_goes_on_with(copied, tmp_path, capsys):
+    resumed = lambda out, given: run_options(given, out, True, False)
+    resumed(copied, OPTIONS | {'threads': 1})
+    assert capsys.readouterr().err == f'going on with the run in {copied} and its options\n'
+    with pytest.raises(ValueError, match='steps was 6, now 7'): resumed(copied, OPTIONS | TINY | {'steps': 7})
+    assert capsys.readouterr().err == f'going on with the run in {copied}\n'
+    resumed(tmp_path/'new', OPTIONS | TINY | {'steps': 2})
+    assert capsys.readouterr().err.startswith(f'no run in {tmp_path/"new"} yet: a new one begins\n')
