@@ -52,7 +52,7 @@ def use_bf16(
     "Whether to run the model in bfloat16"
     if precision not in ('auto', 'bf16', 'fp32'): raise ValueError(f"precision must be 'auto', 'bf16' or 'fp32', got {precision!r}")
     if precision != 'auto': return precision == 'bf16'
-    if torch.cuda.is_available(): return torch.cuda.is_bf16_supported()
+    if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)())
 
 # %% ../nbs/09_run.ipynb #2385cb87

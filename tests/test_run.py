@@ -13,7 +13,7 @@ from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import DamagedFile, PairStream, RankStream, load_source, pair_dls
 from disentangle_nb.probing import card_from_accuracy
 from disentangle_nb.results import Run, floors, judge, of_seen_classes, plot_losses, results_table, with_baseline
-from disentangle_nb.run import OPTIONS, load_sources, run_options
+from disentangle_nb.run import OPTIONS, load_sources, run_options, use_bf16
 from disentangle_nb.sharing import disentangle_share, load_model, save_hub
 from disentangle_nb.training import Interrupted, disentangle_learner, embed_pairs, train
 
@@ -276,3 +276,10 @@ def test_a_resumed_run_says_what_it_goes_on_with(copied, tmp_path, capsys):
     assert capsys.readouterr().err == f'going on with the run in {copied}\n'
     resumed(tmp_path/'new', OPTIONS | TINY | {'steps': 2})
     assert capsys.readouterr().err.startswith(f'no run in {tmp_path/"new"} yet: a new one begins\n')
+
+
+@pytest.mark.parametrize('capability, chosen', [(7, False), (8, True)])
+def test_bfloat16_is_chosen_where_a_gpu_computes_in_it(monkeypatch, capability, chosen):
+    told = dict(is_available=True, current_device=0, get_device_properties=SimpleNamespace(major=capability))
+    for name, value in told.items(): monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    assert use_bf16('auto') == chosen
