@@ -269,11 +269,11 @@ class DisentangleLoss(nn.Module):
         lam:float|Sequence[float]=1.0, # Weight of the regularisers: one number for all, or one each
         base:str|nn.Module='sub', # A key of `BASES`, or a module called as `base(z0, z1)`
         n_slices:int|Sequence[int]=2, # Slices of `z` for a base by name: an int or a sequence of widths
-        tau:float=0.1, # Temperature of a base by name
+        tau:float=0.1, # Temperature of a base and of regularisers by name
         warmup:int=0, # Steps over which the weights grow from 0 to `lam`
         start:int=0, # Step from which on there are regularisers, and a base in two stages is ready
         hold:bool=False, # Do the regularisers leave the first slice as it is, and move the others only?
-        gain:float|None=None, # Nats over chance, positive, at which a base that tells its `gain` has the weights in full; not asked for if not given
+        gain:float|None=None, # Nats, positive, that the base must gain over chance (its `gain`) for the weights in full; without it they do not depend on that
         **kwargs, # Further options of a base by name, such as `routes`, `reduction` and `check_finite`
     ):
         super().__init__()

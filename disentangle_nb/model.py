@@ -150,7 +150,7 @@ class Categories(nn.Module):
 
     def forward(self,
                 z: Tensor # `(N, D)` embedding, D at least `n`
-               ) -> Tensor: # `(N, D)`, the first `n` columns positive with sum 1
+               ) -> Tensor: # `(N, D)`; once there are prototypes, the first `n` columns are positive with sum 1
         first, rest = z[:, :self.n], z[:, self.n:]
         p = (F.normalize(first, dim=1) @ self.prototypes.T / self.tau).softmax(1)
         return torch.cat([torch.where(self.prototypes.any(), p, first), rest], 1)
@@ -242,7 +242,7 @@ def fit_once(
     n_kinds: int, # number G of kinds, equally frequent
     steps: int, # of EM
     generator: torch.Generator # of the shares to begin with
-) -> tuple: # log-likelihood, up to a constant, and `(log_weights, scales)`
+) -> tuple: # mean log-likelihood less the mean log weight, up to a constant, and `(log_weights, scales)`
     "One fit by EM from random shares"
     share, heavy = torch.rand(len(d), n_kinds, generator=generator, dtype=d.dtype) ** 3, 1.
     share /= share.sum(1, keepdim=True)

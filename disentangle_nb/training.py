@@ -255,7 +255,7 @@ def check_options(
     new: dict, # options now
     where # the run is saved, for the error
 ):
-    "Raise `ValueError` unless the options are the same; hardware and versions may differ, and folders whose images are the same; an option that is newer than the run is off, and which images an older run had is not known"
+    "Raise `ValueError` unless the options are the same; hardware and versions may differ, and folders whose images are the same; an option that the old run did not have counts as off, and images are compared only if both name theirs"
     moved = folder_options(old) + folder_options(new) if old.get('images') and old['images'] == new.get('images') else []
     known = lambda k, v: k in old or v and k != 'images'
     differ = [f'{k} was {old.get(k)!r}, now {v!r}' for k, v in new.items() if k not in ('hardware', 'versions', *moved) and old.get(k) != v and known(k, v)]
@@ -672,7 +672,7 @@ def in_chunks(
     return torch.cat([checkpoint(forward, c, use_reentrant=False, context_fn=contexts) for c in chunks])
 
 class GradCache(Callback):
-    "Exact gradients of a large batch with the activations of a small one"
+    "Gradients of a large batch with the activations of a small one; exact without batch norm"
     def __init__(self,
         size: int = 256, # images in a chunk (a pair is two)
     ):
