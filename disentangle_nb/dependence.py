@@ -46,7 +46,9 @@ def _tile(x, rows, kernel, sigma):
     "The kernel of `x[rows]` with all rows"
     if kernel == "linear": return x[rows] @ x.T
     d2 = _sqdist(x, rows)
-    return d2.sqrt_() if kernel == "distance" else d2.div_(-2 * sigma**2).exp_()
+    if kernel == "distance": return d2.sqrt_()
+    near_one = x.square().sum(1).mean() < sigma**2 # most values are; then without the 1, which centring would take away
+    return d2.div_(-2 * sigma**2).expm1_() if near_one else d2.div_(-2 * sigma**2).exp_()
 
 # %% ../nbs/10_dependence.ipynb #b57b90e2
 def _median(x):

@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from .infonce import without_autocast
-from .probing import (_array, _different, _fit_mlp, _fit_softmax, _standardiser, as_slices, batch_rows, check_embeddings,
+from .probing import (_array, _different, _fit_mlp, _fit_softmax, _standardiser, _tensor, as_slices, batch_rows, check_embeddings,
                                     linear_probe, mlp_probe, standardised)
 
 # %% ../nbs/11_disentanglement.ipynb #6842cacb
@@ -75,9 +75,10 @@ def _factor(name, a, b, discrete):
     if len(values) < 2: raise ValueError(f"{name}: only one value in training, nothing to measure: drop this factor")
     if not discrete:
         if {a.dtype.kind, b.dtype.kind} & set("UO"): raise TypeError(f"{name}: strings such as {a[0]!r} are no continuous factor: leave `discrete` out for it")
+        if len(b) > 1 and not np.ptp(b.astype(float)) > 0: raise ValueError(f"{name}: only one value on test, nothing to measure: drop this factor, or choose another split")
         return Factor(name, torch.tensor(a.astype(float)), torch.tensor(b.astype(float)), False)
     new = np.setdiff1d(b, values)
-    if len(new): raise ValueError(f"{name}: classes {new[:5].tolist()} occur on test but are absent from training: drop those rows, or choose another split")
+    if len(new): raise ValueError(f"{name}: classes {new[:5].tolist()} occur on test but are absent from training: drop those rows, choose another split, or say discrete={{{name!r}: False}} if it is no class but a quantity")
     return Factor(name, torch.tensor(codes), torch.tensor(np.searchsorted(values, b)), True, tuple(values.tolist()))
 
 # %% ../nbs/11_disentanglement.ipynb #f2923df8
@@ -118,6 +119,7 @@ def as_blocks(
     if torch.is_tensor(slices): slices = slices.tolist()
     if isinstance(slices, (str, dict)) or not np.iterable(slices) or all(isinstance(s, (int, np.integer)) for s in slices):
         return np.arange(D), as_slices(slices, D)
+    if not all(isinstance(s, slice) or np.iterable(s) for s in slices): raise TypeError(f"slices must be a number, whole numbers (widths), or lists of indices, got {slices}")
     if any(not isinstance(s, slice) and not len(s) for s in slices): raise ValueError(f"slices must hold one dimension or more each, got {slices}")
     try: blocks = [np.arange(D)[s if isinstance(s, slice) else np.asarray(s)].ravel() for s in slices]
     except IndexError as e: raise ValueError(f"slices must hold indices of the {D} dimensions: {e}") from None
@@ -250,7 +252,7 @@ class Regressor:
 # %% ../nbs/11_disentanglement.ipynb #22d5a52b
 def _regression_rows(x, y):
     "Checked embeddings, values in units of their deviation, mean and deviation, and the fifth that each row belongs to, in turn"
-    x, y = check_embeddings(x), torch.as_tensor(y).double()
+    x, y = check_embeddings(x), _tensor(y, "values").double().cpu()
     if y.shape != (len(x),): raise ValueError(f"values must have shape ({len(x)},), got {tuple(y.shape)}")
     mean, std = y.mean().item(), y.std(unbiased=False).item()
     if not 0 < std < float("inf"): raise ValueError("the values must be finite and differ: a constant factor cannot be read, drop it")
@@ -272,7 +274,7 @@ def ridge_probe(
     z, t = standardised(x, mean, std), t.to(mean)
     folds = [fifth == k for k in fifth.unique()]
     error = lambda lam: torch.cat([z[k] @ _ridge(z[~k], t[~k], lam)[0] - t[k] for k in folds]).square().mean().item()
-    trial = {lam: error(lam) for lam in l2}
+    trial = {lam: error(lam) for lam in np.atleast_1d(l2).tolist()}
     lam = min(trial, key=trial.__getitem__)
     return Regressor(None, mean, std, *units, max(trial[lam], 1e-12), _ridge(z, t, lam), lam)
 

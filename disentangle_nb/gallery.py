@@ -18,9 +18,10 @@ from fastcore.script import call_parse
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from .infonce import without_autocast
 from .model import embed
 from .overlay import FACTORS, make_grid, show_images, to_float, write_atomic
-from .probing import as_slices, markdown_table, named_slices, scorecard
+from .probing import as_slices, check_embeddings, check_labels, markdown_table, named_slices, scorecard
 from .results import Run, _save, neighbour_agreement, plot_maps, plot_neighbours, tsne, write_json
 from .run import fail_plainly
 from .sharing import load_model
@@ -35,6 +36,7 @@ class Embedded:
                  shared: tuple = ('DC', 'BC'), # names of the factors that are judged
                  classes: dict | None = None # factor to the names of its classes; numbers if not given
                 ):
+        parts = {p: tuple(t.cpu().numpy() for t in (check_embeddings(z, f'{p} embeddings'), check_labels(y, name=f'{p} factors'))) for p, (z, y) in parts.items()}
         z, factors = parts['test']
         if len(images) != len(z): raise ValueError(f'{len(images)} images for {len(z)} test embeddings: give the images of the test part, in its order')
         self.parts, self.slices, self.test_images = parts, as_slices(slices, z.shape[1]), images
@@ -60,10 +62,11 @@ def recompose(
     k: int = 5 # how many are retrieved
 ) -> np.ndarray: # `(q, k)` numbers of rows, best first, without those the query is made of
     "Rows that agree best with embeddings put together from slices of several rows"
-    z = torch.as_tensor(z)
+    z = check_embeddings(z)
+    if not 1 <= k <= len(z) - len(taken): raise ValueError(f'k={k} rows to retrieve must lie between 1 and {len(z) - len(taken)}: there are {len(z)} rows, of which {len(taken)} make the query')
     unit = [normalize(z[:, columns], dim=1) for columns, _ in taken]
     rows = [torch.as_tensor(r) for _, r in taken]
-    score = sum(u[r] @ u.T for u, r in zip(unit, rows))
+    with without_autocast(z): score = sum(u[r] @ u.T for u, r in zip(unit, rows))
     for r in rows: score[torch.arange(len(r)), r] = -torch.inf
     return score.topk(k, 1).indices.cpu().numpy()
 

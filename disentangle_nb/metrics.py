@@ -33,12 +33,12 @@ from scipy.stats import t as student_t
 
 from .dependence import (check_level, cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
                                        seed_agreement, slice_dependence)
-from .disentanglement import (Factor, Reading, _binned_mi, _knn_mi, _squared_correlation, _threshold_hits, _tree_rows, active_codes, as_blocks, as_factors,
+from .disentanglement import (Factor, Reading, _binned_mi, _kinds, _knn_mi, _squared_correlation, _threshold_hits, _tree_rows, active_codes, as_blocks, as_factors,
                                             balanced_accuracy, block_sums, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
                                             dci_disentanglement, equal_width_bins, explicitness_area,
                                             explicitness_auc, explicitness_es, infoc, infom, label_entropy, linear_importance, med,
                                             mi_matrix, mig, modularity, read_factor, refit, sap_matrix, top_gap, top_k_med)
-from .probing import Card, _array, _different, as_slices, check_embeddings, heat_maps, match_slices, named_slices, parse_slices
+from .probing import Card, _array, _different, as_slices, check_columns, check_embeddings, heat_maps, match_slices, named_slices, parse_slices
 
 # %% ../nbs/12_metrics.ipynb #36d640f9
 _all_ = ["hsic", "cka", "distance_correlation", "independence_test", "seed_agreement", "slice_dependence", "Factor", "Reading", "as_factors",
@@ -75,6 +75,7 @@ def _checked(embeddings, factors, test, slices, names, discrete, seed):
     if y.ndim < 1 or len(x) != len(y): raise ValueError(f"{len(x)} rows of embeddings and {len(y) if y.ndim else 'one number'} of factors")
     if test is not None and not (isinstance(test, (tuple, list)) and len(test) == 2): raise TypeError(f"test must be a pair, (embeddings, factors), got {type(test).__name__}")
     (x, y), (xt, yt) = _split(x, y, seed) if test is None else ((x, y), test)
+    check_columns(embeddings, xt)
     if len(xt) < 8: raise ValueError(f"{len(xt)} test rows are too few: at least 8 are needed" + (f", and 30 percent of the {len(x) + len(xt)} rows are taken for test" if test is None else ""))
     xt = check_embeddings(xt, "test embeddings")
     if len(xt) != len(yt): raise ValueError(f"{len(xt)} rows of test embeddings and {len(yt)} of test factors")
@@ -168,7 +169,8 @@ def _dimension_scores(m, i):
 def _infomec_scores(m, i: slice | np.ndarray = slice(None)):
     "InfoM and InfoC of single dimensions, by nearest neighbours"
     rows = np.arange(len(m.xt))[i]
-    N = np.stack([_knn_mi(m.xt, f, rows) / max(label_entropy(f, i=rows), 1e-12) for f in m.factors], 1)[active_codes(m.xt[rows])]
+    share = lambda f: _knn_mi(m.xt, f, rows) / h if (h := label_entropy(f, i=rows)) > 0 else np.zeros(m.xt.shape[1]) # 0 of one value
+    N = np.stack([share(f) for f in m.factors], 1)[active_codes(m.xt[rows])]
     return {"infom": {"dimension": infom(N)}, "infoc": {"dimension": infoc(N)}}
 
 def _merge(*tables):
@@ -315,8 +317,8 @@ def _check_numbers(widths, level, **counts):
     whole = lambda n: isinstance(n, (int, np.integer)) and n >= 0
     for name, n in counts.items():
         if not whole(n): raise ValueError(f"{name} must be a whole number, 0 or more, got {n!r}")
-    if not (isinstance(widths, Sequence) and all(whole(w) for w in widths) and all(a < b for a, b in zip((0, *widths), widths))):
-        raise ValueError(f"widths must be whole numbers that grow, such as (8, 32, 128), or () for none, got {widths!r}")
+    if not (isinstance(widths, Sequence) and all(whole(w) for w in widths) and all(a < b for a, b in zip((1, *widths), widths))):
+        raise ValueError(f"widths must be whole numbers that grow, from 2 on, such as (8, 32, 128), or () for none, got {widths!r}")
 
 def metrics_card(
     embeddings, # `(n, D)`: tensor, array or DataFrame
@@ -391,13 +393,13 @@ def compare(
     "Means over seeds and paired differences to a baseline"
     check_level(level)
     if not isinstance(cards, dict): raise TypeError(f"cards must be a dictionary, from the name of a method to its card, or to one card a seed; got {type(cards).__name__}")
-    cards = {k: list(v) if isinstance(v, (list, tuple)) else [v] for k, v in cards.items()}
-    baseline = next(iter(cards), None) if baseline is None else baseline
+    cards = {str(k): list(v) if isinstance(v, (list, tuple)) else [v] for k, v in cards.items()}
+    baseline = next(iter(cards), None) if baseline is None else str(baseline)
     if baseline is None or baseline not in cards: raise ValueError(f"baseline={baseline!r} is none of {list(cards)}")
     sizes = {k: len(v) for k, v in cards.items()}
     if len(set(sizes.values())) > 1 or not all(sizes.values()): raise ValueError(f"paired differences need one card for each seed and method, got {sizes}")
-    factors = [card.meta.get("factors") for c in cards.values() for card in c]
-    if any(f != factors[0] for f in factors): raise ValueError(f"the cards are of other factors, or other numbers of classes: {factors}")
+    factors = [[card.meta.get(k) for k in ("factors", "judged")] for c in cards.values() for card in c]
+    if any(f != factors[0] for f in factors): raise ValueError(f"the cards are of other factors, other numbers of classes, or other factors are judged: {factors}")
     rows = {}
     measured = dict.fromkeys((metric, column) for c in cards.values() for card in c for metric, columns in card.values.items() for column in columns)
     def summary(s):
@@ -426,7 +428,7 @@ def load_embeddings(
 # %% ../nbs/12_metrics.ipynb #545bd44a
 def _write(path, save):
     "Call `save` on a temporary name beside `path`, then rename"
-    path = Path(path)
+    path = Path(path).resolve() # a link stays one
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save(temporary)
@@ -446,8 +448,8 @@ def load_cards(
 ) -> dict: # name to `MetricsCard`
     "Read the cards that `save_cards` wrote, or the one that `disentangle_metrics` wrote"
     cards = json.loads(Path(path).read_text(encoding="utf-8"))
-    if "values" in cards: cards = {Path(path).stem: cards}
-    return {k: MetricsCard.from_dict(d) for k, d in cards.items()}
+    try: return {k: MetricsCard.from_dict(d) for k, d in ({Path(path).stem: cards} if {"values", "meta"} <= set(cards) else cards).items()}
+    except (AttributeError, TypeError, KeyError) as e: raise ValueError(f"{path} holds no cards: {e}") from None
 
 # %% ../nbs/12_metrics.ipynb #e77527e3
 def bench_metrics(
@@ -490,7 +492,7 @@ def disentangle_metrics(
         _check_arguments(a)
         told = {} if a.bench else load_embeddings(a.emb)
         if a.names and told.get("names") and a.names != told["names"]: raise ValueError(f"{a.emb} names its factors {told['names']}: leave out --names")
-        card = bench_metrics(**_options(a)) if a.bench else metrics_card(**told | _options(a))
+        card = bench_metrics(**_options(a)) if a.bench else metrics_card(**told | _said(told, a))
         if a.out: _write(a.out, lambda p: p.write_text(card.to_json() + "\n", encoding="utf-8"))
         if a.figure: _write(a.figure, lambda p: card.plot().savefig(p, dpi=150, format=Path(a.figure).suffix[1:].lower()))
         if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors="replace") # a terminal without superscripts still gets the rest
@@ -505,10 +507,18 @@ def _check_arguments(a):
     if bool(a.emb) == a.bench: raise ValueError("give an .npz file with embeddings and factors, or --bench; see --help")
     for path in map(Path, filter(None, (a.out, a.figure))):
         if a.emb and path.resolve() == Path(a.emb).resolve(): raise ValueError(f"{path} holds the embeddings, and would be overwritten: name another file")
-        if path.is_dir() or not os.access(path.parent, os.W_OK): raise ValueError(f"{path} cannot be written: name a file in a folder that exists and is writable")
+        if path.exists() and not path.is_file() or not os.access(path.parent, os.W_OK): raise ValueError(f"{path} cannot be written: name a file in a folder that exists and is writable")
     if a.out and a.figure and Path(a.out).resolve() == Path(a.figure).resolve(): raise ValueError(f"{a.out} cannot hold both the card and the figure: give --out and --figure different names")
     if a.figure and Path(a.figure).suffix.lower() not in (".png", ".pdf", ".svg"): raise ValueError(f"{a.figure} must end in .png, .pdf or .svg")
     if a.figure and not find_spec("matplotlib"): raise ValueError("--figure needs Matplotlib: pip install matplotlib")
+
+def _said(told, a) -> dict[str, Any]:
+    "`_options(a)`; which factors are discrete, beside what the file says of the others"
+    said = _options(a)
+    if "discrete" in told and "discrete" in said:
+        names = said.get("names") or told["names"] or [f"f{i}" for i in range(np.shape(told["factors"])[1])]
+        said["discrete"] = dict(zip(names, _kinds(told["discrete"], names))) | said["discrete"]
+    return said
 
 def _options(a) -> dict[str, Any]:
     "What the arguments `a` say, as `metrics_card` takes it"

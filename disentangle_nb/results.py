@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 
-from .infonce import info_nce_floor
+from .infonce import info_nce_floor, without_autocast
 from .model import embed
 from .overlay import FACTORS, DamagedFile, load_source, sample, shared_factors, show_images, to_float, write_atomic
-from .probing import Scorecard, as_slices, card_from_accuracy, chance_levels, heat_map, ideal_scorecard, linear_probe, markdown_table, named_slices, probe_matrices, probe_matrix, show_scorecards
+from .probing import Scorecard, as_slices, card_from_accuracy, chance_levels, check_embeddings, heat_map, ideal_scorecard, linear_probe, markdown_table, named_slices, probe_matrices, probe_matrix, show_scorecards
 
 # %% ../nbs/07_results.ipynb #93ba0a3e
 PARTS = {'train': (6000, 1), 'valid': (3000, 2), 'test': (3000, 3)} # images and seed
@@ -114,7 +114,9 @@ def read_whole(
 ):
     "What `read(path)` gives; `DamagedFile`, with the path, if it fails"
     try: return read(path)
-    except OSError: raise
+    except OSError as e:
+        if e.filename: raise
+        raise DamagedFile(f'{path} is damaged: {e}') from e
     except Exception as e: raise DamagedFile(f'{path} is damaged: {e}') from e
 
 def _read_csv(path):
@@ -122,7 +124,9 @@ def _read_csv(path):
     if not rows or None in rows[-1].values() or not path.read_bytes().endswith(b'\n'): raise ValueError('no rows, or the last one is cut')
     return [{k: float(v) for k, v in row.items() if v} for row in rows]
 
-def _read_json(path): return json.loads(path.read_text())
+def _read_json(path):
+    if not isinstance(obj := json.loads(path.read_text()), dict): raise ValueError(f'it holds {type(obj).__name__}, no dictionary')
+    return obj
 
 def _read_card(path): return Scorecard.from_dict(_read_json(path))
 
@@ -130,6 +134,7 @@ def _read_parts(path):
     with np.load(path) as z: parts = {p: (z[f'{p}_embeddings'], z[f'{p}_factors']) for p in PARTS}
     for p, (z, factors) in parts.items():
         if len(z) != len(factors): raise ValueError(f'{len(z)} embeddings and {len(factors)} rows of factors in {p}')
+        check_embeddings(z, f'{p} embeddings')
     return parts
 
 def method(
@@ -269,10 +274,11 @@ def nearest(
     k: int = 7 # neighbours
 ) -> np.ndarray: # `(len(queries), k)` numbers of rows, nearest first, without the query
     "Nearest neighbours by cosine"
-    z = torch.nn.functional.normalize(torch.as_tensor(z), dim=1)
-    similarity = z[queries] @ z.T
+    z = torch.nn.functional.normalize(check_embeddings(z), dim=1)
+    if not 1 <= k < len(z): raise ValueError(f'k={k} neighbours must lie between 1 and {len(z) - 1}, the number of other rows')
+    with without_autocast(z): similarity = z[queries] @ z.T
     similarity[torch.arange(len(queries)), torch.as_tensor(queries)] = -2
-    return similarity.topk(k, 1).indices.numpy()
+    return similarity.topk(k, 1).indices.cpu().numpy()
 
 def neighbour_agreement(
     run: Run, # finished

@@ -12,6 +12,7 @@ import references as ref
 
 from disentangle_nb.dependence import (KERNELS, cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
                                        median_bandwidth, seed_agreement, slice_dependence)
+from disentangle_nb.regularizers import whitened
 
 SEEDS = range(20)
 
@@ -196,9 +197,9 @@ def test_float64_is_not_rounded():
 
 
 def test_a_wide_gaussian_kernel_becomes_the_linear_one():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(120, 4)), rng.normal(size=(120, 2))
-    assert cka(x, y, "rbf", bandwidth=1e3) == pytest.approx(cka(x, y, "linear"), abs=1e-4)
+    for seed in SEEDS:
+        x, y = random(120, 4, seed=seed), random(120, 2, seed=100 + seed)
+        assert cka(x, y, "rbf", bandwidth=1e3) == pytest.approx(cka(x, y, "linear"), abs=1e-6)
 
 
 def test_intervals_have_the_level_that_was_asked_for():
@@ -209,3 +210,50 @@ def test_intervals_have_the_level_that_was_asked_for():
 
 def test_one_slice_has_no_others():
     assert np.isnan(seed_agreement(*torch.randn(2, 40, 3), 1)["others"])
+
+
+def random(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_intervals_of_few_rows_are_scaled_to_all_of_them():
+    x, width = random(4000, 4), lambda v: (lambda e: e["high"] - e["low"])(slice_dependence(v, n_perm=0)["r_0~r_1"]["cka_linear"])
+    assert width(x) < .75 * width(x[:1000])
+
+
+def test_each_statistic_has_the_p_value_of_its_kernel():
+    a = torch.linspace(-1, 1, 200)[:, None]
+    found = slice_dependence(torch.cat([a, a**2], 1), n_perm=19, n_boot=0, max_rows=100, seed=3)["r_0~r_1"]
+    for name, kernel in dict(cka_linear="linear", cka_white="white", dcor="distance", hsic="rbf").items():
+        assert found[name]["p"] == independence_test(a, a**2, kernel, 19, 100, seed=3)
+    assert found["cka_linear"]["p"] > found["dcor"]["p"]
+
+
+def test_seeds_and_rows_of_tests_reach_them():
+    x = random(300, 2, seed=1)
+    p = lambda **kw: slice_dependence(x, n_perm=49, n_boot=0, **kw)["r_0~r_1"]["dcor"]["p"]
+    assert p(max_rows=20, seed=5) == independence_test(x[:, :1], x[:, 1:], "distance", 49, 20, seed=5) != p(seed=5)
+    assert len({independence_test(x[:60, :1], x[:60, 1:], n_perm=99, seed=s) for s in range(4)}) > 1
+    assert any((a != b).any() for a, b in zip(half_samples(20, 3, seed=0), half_samples(20, 3, seed=1)))
+
+
+def test_agreement_by_another_kernel():
+    x = random(60, 4)
+    found = seed_agreement(x, x**2, kernel="rbf", n_boot=20)
+    assert np.allclose(found["matrix"], [[cka(x[:, i:i+2], x[:, j:j+2]**2, "rbf") for j in (0, 2)] for i in (0, 2)])
+    assert found["low"] < found["agreement"] < found["high"]
+
+
+def test_agreement_with_the_slices_that_are_not_matched():
+    x = random(60, 6)
+    found = seed_agreement(x, x + random(60, 6, seed=1) @ random(6, 6), 3, n_boot=0)
+    M, match = np.array(found["matrix"]), [int(name[2:]) for name in found["match"].values()]
+    assert np.isclose(found["others"], (M.sum() - M[range(3), match].sum()) / 6)
+
+
+def test_the_bandwidth_of_many_rows_is_that_of_rows_spread_over_them():
+    assert abs(median_bandwidth(torch.arange(3000.)[:, None]) / 3000 - (1 - .5**.5)) < .01
+
+
+def test_a_bandwidth_is_taken_of_whitened_rows_too():
+    x, y = random(50, 3), random(50, 2, seed=1)
+    assert np.isclose(hsic(x, y, "white", bandwidth=1.), hsic(whitened(x.double()), whitened(y.double()), bandwidth=1.))

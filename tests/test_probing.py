@@ -2,14 +2,19 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from torch.nn import functional as F
 
-from disentangle_nb.probing import (PROBES, Scorecard, as_slices, card_from_accuracy, chance_levels, check_embeddings, holdout, linear_probe,
+from disentangle_nb.gallery import recompose
+from disentangle_nb.metrics import metrics_card
+from disentangle_nb.probing import (PROBES, Scorecard, as_slices, card_from_accuracy, chance_levels, check_embeddings, holdout, knn_probe, linear_probe,
                                     match_slices, mlp_probe, probe_matrices, probe_matrix, scorecard)
+from disentangle_nb.results import nearest
 
 
 def blobs(n, C, D, spread, seed):
@@ -250,3 +255,77 @@ def test_probes_are_fitted_once(monkeypatch):
 @pytest.mark.parametrize('given, missing', [('x_valid', 'y_valid'), ('y_valid', 'x_valid')])
 def test_validation_rows_and_labels_belong_together(given, missing):
     with pytest.raises(ValueError, match=f'{missing} is missing'): linear_probe(torch.randn(8, 2), torch.arange(8) % 2, **{given: torch.arange(4)})
+
+
+def random(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_an_mlp_stops_where_held_out_rows_say():
+    x, y = random(800, 32), torch.arange(800) % 10
+    assert F.nll_loss(mlp_probe(x[:400], y[:400], epochs=60).log_prob(x[400:]), y[400:]) < np.log(10) + .2
+
+
+def test_strength_is_chosen_on_the_validation_rows_that_are_given():
+    y = torch.arange(300) % 3
+    x = 3 * F.one_hot(y) + random(300, 3)
+    assert linear_probe(x, y, x, (y + 1) % 3).l2 == 10 and linear_probe(x, y, x, y).l2 < 1
+
+
+def test_validation_rows_reach_each_probe():
+    class Fake:
+        def accuracy(self, x, y): return 50.
+    x, y, seen = random(60, 4), torch.stack([torch.arange(60) % 3, torch.arange(60) % 2], 1), []
+    scorecard((x, y), (x, y), 2, ["a", "b"], probe=lambda *given: seen.append(given) or Fake(), valid=(x[:30], y[:30]))
+    for (_, _, x_valid, y_valid), f in zip(seen[:2], (0, 1)): assert torch.equal(x_valid, x[:30]) and torch.equal(y_valid, y[:30, f])
+
+
+def test_slices_are_matched_by_accuracy_above_chance():
+    assert match_slices({"r": {}, "r_0": dict(a=60, b=55)}, dict(a=50, b=10), ["a", "b"]) == {"a": None, "b": "r_0"}
+
+
+def test_a_gap_is_to_the_best_of_the_other_slices():
+    assert card_from_accuracy({"r": {"a": 90}, "r_0": {"a": 90}, "r_1": {"a": 20}, "r_2": {"a": 40}}, {"a": 10}, ["a"]).gaps == {"a": 50}
+
+
+def test_options_of_probes_count():
+    x, y = random(100, 4), torch.arange(100) % 3
+    first = mlp_probe(x, y, epochs=2).log_prob(x)
+    for options in (dict(bs=4), dict(seed=1)): assert not torch.equal(mlp_probe(x, y, epochs=2, **options).log_prob(x), first)
+    assert mlp_probe(x, y, width=7, epochs=1).net[-1].in_features == 7
+    assert knn_probe(x, y, k=1).accuracy(x, y) == 100
+
+
+def test_a_small_spread_far_from_zero_is_read():
+    y = torch.arange(400) % 2
+    x = 1 + 7e-7 * ((2. * y - 1)[:, None].double() + .05 * random(400, 1).double())
+    for probe in (linear_probe, mlp_probe): assert probe(x, y).accuracy(x, y) == 100
+
+
+def test_neighbours_do_not_depend_on_autocast():
+    x, y = random(300, 64), torch.arange(300) % 3
+    probe, queries = knn_probe(x[:200], y[:200]), x[200:]
+    alone = probe.log_prob(queries), nearest(x, np.arange(300)), recompose(x, [(slice(32), np.arange(9)), (slice(32, 64), np.arange(9, 18))])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = probe.log_prob(queries), nearest(x, np.arange(300)), recompose(x, [(slice(32), np.arange(9)), (slice(32, 64), np.arange(9, 18))])
+    for a, b in zip(alone, inside): assert (np.asarray(a) == np.asarray(b)).all()
+
+
+def test_retrieval_refuses_nan_and_too_many_neighbours():
+    x = random(9, 4)
+    for k in (0, 9):
+        with pytest.raises(ValueError, match="between 1 and 8"): nearest(x, [0], k)
+    with pytest.raises(ValueError, match="between 1 and 7"): recompose(x, [(slice(2), [0]), (slice(2, 4), [1])], 8)
+    x[3] = torch.nan
+    with pytest.raises(ValueError, match="NaN"): nearest(x, [0])
+    with pytest.raises(ValueError, match="NaN"): recompose(x, [(slice(2), [0]), (slice(2, 4), [1])])
+
+
+def test_columns_of_embeddings_must_be_in_one_order():
+    x, y = pd.DataFrame(random(60, 4).numpy(), columns=list("abcd")), np.arange(60)[:, None] % 2
+    with pytest.raises(ValueError, match="in the same order"): scorecard((x, y), (x[list("dcba")], y))
+    with pytest.raises(ValueError, match="in the same order"): metrics_card(x, y, test=(x[list("dcba")], y))
+
+
+def test_random_states_of_gpus_are_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
+    mlp_probe(random(60, 4), torch.arange(60) % 2, epochs=1)
