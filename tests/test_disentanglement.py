@@ -1,5 +1,6 @@
 "Disentanglement metrics against slow re-derivations from the papers' formulas, scikit-learn and SciPy"
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -7,13 +8,14 @@ from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression, r_regression
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, mutual_info_score, roc_auc_score
+from torch.nn import functional as F
 
 import references as ref
 
-from disentangle_nb.disentanglement import (active_codes, as_blocks, as_factors, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
+from disentangle_nb.disentanglement import (_log_odds, active_codes, as_blocks, as_factors, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
                                             dci_disentanglement, explicitness_area, explicitness_auc, explicitness_es, infoc,
-                                            infom, label_entropy, linear_importance, med, mi_matrix, mig, modularity, read_factor,
-                                            refit, sap_matrix, top_gap, top_k_med)
+                                            infom, label_entropy, linear_importance, med, mi_matrix, mig, mlp_regressor, modularity, read_factor,
+                                            refit, ridge_probe, sap_matrix, top_gap, top_k_med)
 from disentangle_nb.probing import as_slices
 
 SEEDS = range(20)
@@ -356,3 +358,70 @@ def test_an_empty_bin_names_the_class_of_the_nearest_other():
     x = np.r_[np.zeros(20), np.full(20, 1.)][:, None]
     f, = as_factors(np.arange(40) // 20, np.array([0, 1]))
     assert sap_matrix(x, np.array([[0.3], [0.7]]), [f]).tolist() == [[1.]]
+
+
+def random(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+CLASSES = torch.arange(600) % 4
+
+
+def test_noise_of_regressions_is_that_of_held_out_rows():
+    assert mlp_regressor(random(400, 32), random(400, seed=1)).noise > .9
+    x = random(1100, 40)
+    y = 3 * x[:, 0] + random(1100, seed=1)
+    p = ridge_probe(x[:100], y[:100])
+    assert .5 < p.noise / (((p.predict(x[100:]) - y[100:])**2).mean().item() / p.y_std**2) < 2
+
+
+def test_information_does_not_depend_on_units():
+    x = random(600, 3)
+    y = (x[:, 0] + .5 * x[:, 1] + random(600, seed=2)).double()
+    one, ten = (read_factor(x[:400], x[400:], as_factors(s * y[:400], s * y[400:])[0]).information() for s in (1, 10))
+    assert one == pytest.approx(ten, abs=1e-4)
+
+
+def test_mlps_of_dci_es_are_as_wide_as_asked():
+    x, (f,) = random(600, 3), as_factors(CLASSES[:400], CLASSES[400:])
+    read = capacity_readings(x[:400], x[400:], f, (4, 16))
+    assert [r.probe.net[-1].in_features for w, r in read.items() if w > 1] == [4, 16]
+
+
+def test_explicitness_of_a_continuous_factor():
+    x = random(600, 3)
+    y = (x[:, 0]**2 + .3 * x[:, 1]).double()
+    read = capacity_readings(x[:400], x[400:], as_factors(y[:400], y[400:])[0], (8, 32))
+    assert explicitness_es(read) == pytest.approx(ref.explicitness_area([1 - r.accuracy() / 100 for r in read.values()], np.log2([1, 8, 32]), 1.))
+
+
+def test_refitting_on_the_same_rows_changes_nothing():
+    x = random(300, 3)
+    y = 5 + 3 * x[:, 0].double() + random(300, seed=1)
+    probe = read_factor(x, x, as_factors(y, y)[0]).probe
+    torch.testing.assert_close(refit(probe, x, y).weight, probe.weight)
+
+
+def test_auc_of_the_classes_that_are_present():
+    x, (f,) = random(600, 4) + F.one_hot(CLASSES), as_factors(CLASSES[:400], CLASSES[400:])
+    r, y = read_factor(x[:400], x[400:], f), f.test.numpy()
+    i, p = np.flatnonzero(y != 1), r.probe.log_prob(x[400:]).exp().numpy()
+    assert explicitness_auc(r, y, i) == pytest.approx(np.mean([roc_auc_score(y[i] == c, p[i, c]) for c in (0, 2, 3)]), abs=1e-3)
+
+
+def test_small_definitions():
+    f, = as_factors(CLASSES, CLASSES)
+    assert boosted_trees(random(600, 4), [f], n_estimators=1)[0].max_features == "sqrt"
+    assert active_codes(np.array([[0, 0], [1, .06]])).all()
+    assert label_entropy(f, i=np.arange(0, 600, 4)) == 0
+    assert _log_odds(torch.tensor([[100., 0, 0]]).double().log_softmax(1).numpy())[0, 0] == pytest.approx(100 - np.log(2))
+
+
+def test_values_of_any_container_and_one_strength():
+    x, y = random(60, 3), pd.Series(np.arange(60.)).sample(frac=1, random_state=0)
+    assert ridge_probe(x, y.iloc[:60], l2=1.).l2 == 1
+    torch.testing.assert_close(ridge_probe(x, np.arange(60.)[::-1]).weight, -ridge_probe(x, np.arange(60.)).weight)
+
+
+def test_a_quantity_that_is_refused_is_told_why():
+    with pytest.raises(ValueError, match="only one value on test"): as_factors([[-1.], [1.]], [[0.], [0.]])
+    with pytest.raises(ValueError, match=r"discrete=\{'f0': False\}"): as_factors([[1], [2]], [[3]])
+    with pytest.raises(TypeError, match="lists of indices"): as_blocks([[0, 1], 2.], 3)

@@ -2,7 +2,7 @@
 import re
 from pathlib import Path
 
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from browser import desktop, in_browser, phone
 from hypothesis import given, settings, strategies as st
 
@@ -194,3 +194,14 @@ def test_page_of_the_site_works(browser):
     assert not browser.problems and not browser.requests
     assert browser.run('data.views.map(v => v.name)') == ['r', 'r_0', 'r_1']
     assert browser.run('n') >= 300 and len(browser.run(titles)) == 3
+
+
+@pytest.mark.parametrize('convert', [torch.tensor, lambda a: a.tolist(), pd.DataFrame, lambda a: a[::-1].copy()[::-1]])
+def test_embeddings_and_factors_of_any_container(split, convert):
+    parts = {p: tuple(map(convert, pair)) for p, pair in split.parts.items()}
+    assert retrieval_accuracy(Embedded(parts, split.images())) == retrieval_accuracy(split)
+
+
+def test_too_few_images_to_retrieve_from(split):
+    few = Embedded({'train': split.parts['train'], 'test': tuple(a[:6] for a in split.parts['test'])}, split.images()[:6])
+    with pytest.raises(ValueError, match='between 1 and 4'): retrieval_accuracy(few, k=5)

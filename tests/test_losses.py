@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from disentangle_nb import infonce, losses as L
 from disentangle_nb.dependence import cka
-from disentangle_nb.losses import (BASES, DisentangleLoss, HessReg, HSICReg, InferredMax, InfoMax, InfoMinReg, OrthoReg, REGULARIZERS, RoutedMax, SubInfoMax, info_nce_within,
+from disentangle_nb.losses import (BASES, CategoryMax, DisentangleLoss, HessReg, HSICReg, InferredMax, InfoMax, InfoMinReg, OrthoReg, REGULARIZERS, RoutedMax, SubInfoMax, category_loss, chance_within, info_nce_within, likeliest,
                                    info_nce, info_nce_floor, info_nce_grad, make_reg, nt_xent, routes_of, unit)
 
 settings.register_profile('losses', max_examples=25, deadline=None, derandomize=True)
@@ -904,3 +904,63 @@ def test_a_loss_that_is_no_number_is_named(given, said):
         name = 'mine'
         def forward(self, z0, z1): return given(z0, z1)
     with pytest.raises(ValueError, match=f'mine must give a tensor with one number, {said}'): DisentangleLoss(Mine())(torch.randn(4, 6), torch.randn(4, 6))
+
+
+PAIR = torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(0))
+HALVES = torch.arange(8) // 4
+
+
+def with_probabilities(z): return torch.cat([z[:, :2].softmax(1), z[:, 2:]], 1)
+
+
+def test_a_regulariser_by_name_has_the_temperature_of_the_whole_loss():
+    assert DisentangleLoss('hess', tau=.3).regs[0].tau == .3
+
+
+def test_first_stages_have_temperature_and_reduction():
+    torch.testing.assert_close(InferredMax(routes=[[0], [1]], tau=.3, reduction='sum')(*PAIR, HALVES), info_nce(*PAIR, .3, 'sum'))
+    category = CategoryMax(n_slices=[2, 10], tau=.3, reduction='sum')
+    category.ready = False
+    torch.testing.assert_close(category(*PAIR), info_nce(*PAIR[..., :2], .3, 'sum'))
+
+
+def test_routed_sum_is_the_mean_times_pairs():
+    total, mean = (RoutedMax(routes=[[0], [1]], reduction=r)(*PAIR, HALVES) for r in ('sum', 'mean'))
+    torch.testing.assert_close(total, 8 * mean)
+
+
+def test_two_pairs_of_a_found_kind_are_enough():
+    loss, kind = InferredMax(routes=[[0], [1]]), torch.tensor([0] * 6 + [1] * 2)
+    loss.ready = True
+    torch.testing.assert_close(loss(*PAIR, kind), RoutedMax(routes=[[0], [1]])(*PAIR, kind))
+
+
+def test_every_other_slice_is_contrasted_within_the_categories():
+    loss, (z0, z1) = CategoryMax(n_slices=[2, 4, 6]), map(with_probabilities, PAIR)
+    p, value = (z0[:, :2], z1[:, :2]), loss(z0, z1)
+    group = likeliest(*p)
+    within = [info_nce_within(z0[:, s], z1[:, s], group) for s in (slice(2, 6), slice(6, 12))]
+    torch.testing.assert_close(value, category_loss(*p) + sum(within))
+    assert math.isclose(loss.gain, (chance_within(group) - sum(within) / 2).item(), abs_tol=1e-5)
+
+
+def test_a_start_needs_the_step_too():
+    with pytest.raises(RuntimeError, match='count steps'): DisentangleLoss(OrthoReg(), start=5)(PAIR[0].clone().requires_grad_(), PAIR[1])
+
+
+def test_spaces_in_kinds_do_not_count(): assert routes_of('DC, BC') == {'DC': [0], 'BC': [1]}
+
+
+def test_the_floor_of_ten_classes(): assert math.isclose(info_nce_floor(512, 10), math.log(1 + 102.2))
+
+
+def test_tiled_hess_at_low_temperatures(monkeypatch):
+    monkeypatch.setattr(infonce, 'DENSE_BELOW', 0)
+    def at(tau, dtype):
+        z = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+        value = HessReg(tau=tau)(*z)
+        value.backward()
+        return value.item(), z.grad.double()
+    assert math.isfinite(at(.001, torch.float32)[0]) and at(.001, torch.float32)[1].isfinite().all()
+    (value, grad), (exact, wanted) = (at(.012, dtype) for dtype in (torch.float32, torch.float64))
+    assert math.isclose(value, exact, rel_tol=1e-3) and (grad - wanted).norm() < .01 * wanted.norm()

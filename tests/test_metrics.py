@@ -1,6 +1,7 @@
 "The metrics card: inputs, invariances, bad input, intervals, comparison over seeds, command line, weight of the import"
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
 import references as ref
+from disentangle_nb.dependence import distance_correlation
+from disentangle_nb.disentanglement import _knn_mi, active_codes, as_factors, capacity_readings, explicitness_es, infoc
 from disentangle_nb.metrics import MetricsCard, _write, bench_metrics, compare, disentangle_metrics, load_cards, load_embeddings, metrics_card, save_cards
 from disentangle_nb.probing import scorecard
 
@@ -363,3 +366,99 @@ def test_a_factor_with_one_class_on_test_leaves_the_others_their_mig():
     x = np.eye(3)[y].reshape(200, 6) + .1 * rng.normal(size=(200, 6))
     card = metrics_card(x, y, test=(x[:60], y[:60] * [1, 0]), n_boot=0, n_refit=0, n_perm=0, mlp=False)
     assert 0 < card.values["mig"]["dimension"]["value"] <= 1
+
+
+def three_slices(n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    y, c = rng.integers(5, size=(n, 2)), rng.normal(size=(3, 5, 4))
+    x = np.concatenate([c[0][y[:, 0]], c[1][y[:, 1]], .4 * c[2][y[:, 0]]], 1) + .8 * rng.normal(size=(n, 12))
+    return x.astype(np.float32), y
+
+
+@pytest.fixture(scope="module")
+def three():
+    x, y = three_slices()
+    return x, y, metrics_card(x[:250], y[:250], slices=3, test=(x[250:], y[250:]), **QUICK)
+
+
+def test_block_scores_of_three_slices(three):
+    x, y, card = three
+    reference, blocks = scorecard((x[:250], y[:250]), (x[250:], y[250:]), 3), ["r_0", "r_1", "r_2"]
+    accuracy, information = (lambda p, m=m: np.array(list(card.matrices[f"{m}_linear"][p].values())) for m in ("accuracy", "information"))
+    assert block(card, "gap") == pytest.approx(np.mean(list(reference.gaps.values())))
+    assert block(card, "informativeness") == pytest.approx(np.max([accuracy(b) for b in blocks], 0).mean() / 100)
+    assert card.values["informativeness"]["whole"]["value"] == pytest.approx(accuracy("r").mean() / 100)
+    others = [information(b)[j] for j, f in enumerate(card.meta["factors"]) for b in blocks if b != card.match[f]]
+    assert card.values["leakage_nats_linear"]["block"]["value"] == pytest.approx(np.mean(others))
+    prior = np.array([-np.log(np.bincount(y[:250, j])[y[250:, j]] / 250).mean() for j in range(2)])
+    assert block(card, "top_k_med") == pytest.approx(ref.top_k_med(np.array([np.maximum(information(b) / prior, 0) for b in blocks]), 1))
+    assert (block(card, "size"), card.values["size"]["dimension"]["value"]) == (2/3, 2/12)
+
+
+def test_dependence_and_entropy_are_those_of_test_rows(three):
+    x, y, card = three
+    assert card.dependence["r_0~r_2"]["dcor"]["value"] == pytest.approx(distance_correlation(x[250:, :4], x[250:, 8:]))
+    assert card.meta["entropy"]["f0"] == pytest.approx(ref.entropy(np.bincount(y[250:, 0]) / 150, np.e))
+
+
+def test_dci_es_is_the_mean_over_factors():
+    rng = np.random.default_rng(0)
+    angle, radius = rng.uniform(0, 2 * np.pi, 400), rng.integers(1, 4, 400)
+    easy = rng.integers(3, size=400)
+    x = torch.tensor(np.c_[np.eye(3)[easy], radius * np.cos(angle), radius * np.sin(angle), rng.normal(size=400)]).float()
+    y = np.c_[easy, radius]
+    card = metrics_card(x[:250], y[:250], slices=2, test=(x[250:], y[250:]), **QUICK | dict(mlp=True, widths=(8, 32)))
+    each = [explicitness_es(capacity_readings(x[:250], x[250:], f, (8, 32))) for f in as_factors(y[:250], y[250:])]
+    assert abs(each[0] - each[1]) > .1 and card.values["dci_es_explicitness"]["whole"]["value"] == pytest.approx(np.mean(each), abs=.02)
+
+
+def test_level_and_seed_reach_what_they_are_for():
+    width = lambda level: (lambda e: e["high"] - e["low"])(metrics_card(X, Y, level=level, **QUICK | dict(n_boot=10)).values["mig"]["block"])
+    assert width(.5) < .5 * width(.95)
+    assert metrics_card(X, Y, seed=1, **QUICK).values != metrics_card(X, Y, **QUICK).values
+    cards = {name: [metrics_card(*three_slices(seed=s), slices=3, **QUICK) for s in (k, k + 1, k + 2)] for name, k in (("a", 0), ("b", 5))}
+    a, b = ([block(c, "gap") for c in cards[name]] for name in "ab")
+    row, interval = compare(cards, level=.5).rows["gap/block"]["b"], stats.ttest_rel(b, a).confidence_interval(.5)
+    assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+
+
+def test_a_factor_of_one_value_on_test_is_left_out_of_infoc():
+    x, y = made(n=400)
+    yt = y[300:].copy()
+    yt[:, 0] = 1
+    card, alone = (metrics_card(x[:300], y[:300, f], test=(x[300:], yt[:, f]), **QUICK) for f in ([0, 1], [1]))
+    rows = np.arange(100)
+    shares = _knn_mi(x[300:].astype(float), as_factors(y[:300], yt)[1], rows)[active_codes(x[300:])][:, None]
+    assert card.values["infoc"]["dimension"]["value"] == pytest.approx(infoc(np.c_[np.zeros(len(shares)), shares]))
+    both = metrics_card(x[:300], y[:300], test=(x[300:], np.ones_like(yt)), **QUICK)
+    assert both.values["infom"]["dimension"]["value"] is None and both.values["infoc"]["dimension"]["value"] is None
+
+
+def test_cards_with_other_judged_factors_are_not_compared():
+    cards = {1: metrics_card(X, Y, names=["a", "b"], **QUICK), 2: metrics_card(X, Y, names=["a", "b"], shared=["a"], **QUICK)}
+    with pytest.raises(ValueError, match="other factors are judged"): compare(cards)
+    assert "1" in str(compare({1: cards[1], 2: cards[1]}))
+
+
+def test_discrete_factors_are_named_beside_those_of_the_file(tmp_path, capsys):
+    np.savez(tmp_path/"e.npz", embeddings=X, factors=Y.astype(float), factor_names=["DC", "BC"], discrete=[True, True])
+    disentangle_metrics([str(tmp_path/"e.npz"), "--discrete", "DC", "--linear", "--n_boot", "0", "--out", str(tmp_path/"c.json")])
+    assert "R²" not in capsys.readouterr().out
+    card, = load_cards(tmp_path/"c.json").values()
+    assert card.meta["factors"] == {"DC": 5, "BC": 5}
+
+
+def test_only_files_are_overwritten(tmp_path, capsys):
+    np.savez(tmp_path/"e.npz", embeddings=X, factors=Y)
+    os.mkfifo(tmp_path/"pipe")
+    with pytest.raises(SystemExit): disentangle_metrics([str(tmp_path/"e.npz"), "--linear", "--out", str(tmp_path/"pipe")])
+    assert "cannot be written" in capsys.readouterr().err and (tmp_path/"pipe").is_fifo()
+    (tmp_path/"link.json").symlink_to(tmp_path/"there.json")
+    save_cards({"a": metrics_card(X, Y, **QUICK)}, tmp_path/"link.json")
+    assert (tmp_path/"link.json").is_symlink() and list(load_cards(tmp_path/"there.json")) == ["a"]
+    (tmp_path/"other.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="other.json holds no cards"): load_cards(tmp_path/"other.json")
+
+
+def test_mlps_of_dci_es_are_wider_than_one():
+    with pytest.raises(ValueError, match="from 2 on"): metrics_card(X, Y, widths=(1, 8))

@@ -283,3 +283,17 @@ def test_bfloat16_is_chosen_where_a_gpu_computes_in_it(monkeypatch, capability, 
     told = dict(is_available=True, current_device=0, get_device_properties=SimpleNamespace(major=capability))
     for name, value in told.items(): monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     assert use_bf16('auto') == chosen
+
+
+@pytest.mark.parametrize('name, text, message', [('config.json', '[]', 'it holds list'), ('weights.pt', None, 'weights.pt is damaged')])
+def test_files_of_another_kind_are_named(copied, name, text, message):
+    if text is None: (copied/name).write_bytes((copied/name).read_bytes()[:5000])
+    else: (copied/name).write_text(text)
+    with pytest.raises(ValueError, match=message): Run(copied), load_model(copied)
+
+
+def test_embeddings_of_a_run_are_finite(copied):
+    with np.load(copied/'embeddings.npz') as z: arrays = dict(z)
+    arrays['test_embeddings'][3] = np.nan
+    np.savez(copied/'embeddings.npz', **arrays)
+    with pytest.raises(DamagedFile, match='test embeddings have NaN or infinite values in 1 of'): Run(copied).parts
