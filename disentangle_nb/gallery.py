@@ -30,7 +30,7 @@ from .sharing import load_model
 class Embedded:
     "Embeddings of any model and their images, with the attributes of a `Run` that a gallery reads"
     def __init__(self,
-                 parts: dict, # `train` and `test` to `(embeddings (n, D), factors (n, 3))`
+                 parts: dict, # `train` and `test` to `(embeddings (n, D), factors (n, 3))`: tensors, arrays or DataFrames
                  images: Tensor, # `(n, 3, size, size)` uint8, of the test part
                  slices: int | Sequence[int] = 2, # number of equal slices, or their widths
                  shared: tuple = ('DC', 'BC'), # names of the factors that are judged
