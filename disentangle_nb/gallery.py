@@ -36,7 +36,7 @@ class Embedded:
                  shared: tuple = ('DC', 'BC'), # names of the factors that are judged
                  classes: dict | None = None # factor to the names of its classes; numbers if not given
                 ):
-        parts = {p: tuple(t.cpu().numpy() for t in (check_embeddings(z, f'{p} embeddings'), check_labels(y, name=f'{p} factors'))) for p, (z, y) in parts.items()}
+        parts = {p: tuple(t.cpu().numpy() for t in (check_embeddings(z, f'{p} embeddings'), check_labels(y, len(z), name=f'{p} factors'))) for p, (z, y) in parts.items()}
         z, factors = parts['test']
         if len(images) != len(z): raise ValueError(f'{len(images)} images for {len(z)} test embeddings: give the images of the test part, in its order')
         self.parts, self.slices, self.test_images = parts, as_slices(slices, z.shape[1]), images
