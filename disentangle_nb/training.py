@@ -480,10 +480,10 @@ def disentangle_learner(
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, betas=(0.9, 0.99), fused=True, foreach=False))
     cbs = [History(folder), StopOnNaN(), *([ProbeEvery(probe, probe_every)] if probe else []), *([Checkpoint(folder)] if folder else []), *cbs]
     learn = PairLearner(dls, model, PairLoss(loss), opt_func=opt, lr=lr, cbs=cbs, splitter=partial(_trained, loss))
-    for m in (model, loss): m.to(dls.device) # now: a state of the optimiser that is restored goes where its weights are
     learn.metrics = [ValueMetric(partial(lambda name: getattr(learn, 'probed', {}).get(name, float('nan')), name), name) for name in probe_names] # NaN after an epoch without a probe
     learn.checkpoints, learn.config = [], json.loads(json.dumps(config or {}))
     check_learner(learn)
+    for m in (model, loss): m.to(dls.device) # now: a state of the optimiser that is restored goes where its weights are
     return learn
 
 def train(

@@ -2,9 +2,13 @@
 import math
 
 import numpy as np
+import torch
 from scipy.spatial.distance import cdist, pdist, squareform
 from scipy.special import digamma
 from sklearn.metrics import balanced_accuracy_score, mutual_info_score
+
+
+def random(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def random_matrix(seed):

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.spatial.distance import cdist, pdist
 
 import references as ref
+from references import random
 
 from disentangle_nb.dependence import (KERNELS, cka, distance_correlation, half_sample_interval, half_samples, hsic, independence_test,
                                        median_bandwidth, seed_agreement, slice_dependence)
@@ -210,9 +211,6 @@ def test_intervals_have_the_level_that_was_asked_for():
 
 def test_one_slice_has_no_others():
     assert np.isnan(seed_agreement(*torch.randn(2, 40, 3), 1)["others"])
-
-
-def random(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_intervals_of_few_rows_are_scaled_to_all_of_them():

@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss, mutual_info_score, roc_auc_score
 from torch.nn import functional as F
 
 import references as ref
+from references import random
 
 from disentangle_nb.disentanglement import (_log_odds, active_codes, as_blocks, as_factors, boosted_importance, boosted_trees, capacity_readings, dci_completeness,
                                             dci_disentanglement, explicitness_area, explicitness_auc, explicitness_es, infoc,
@@ -359,8 +360,6 @@ def test_an_empty_bin_names_the_class_of_the_nearest_other():
     f, = as_factors(np.arange(40) // 20, np.array([0, 1]))
     assert sap_matrix(x, np.array([[0.3], [0.7]]), [f]).tolist() == [[1.]]
 
-
-def random(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 CLASSES = torch.arange(600) % 4
 

@@ -334,3 +334,7 @@ def test_lr_find_leaves_a_two_stage_learner_as_it_was():
 
 def test_a_checkpoint_is_kept():
     with pytest.raises(ValueError, match='keep must be 1 or more, got 0'): Checkpoint('anywhere', keep=0)
+
+
+def test_a_loss_that_is_no_module_is_refused():
+    with pytest.raises(TypeError, match='must be a torch.nn.Module'): tiny_learner(None, loss=lambda z0, z1: (z0 - z1).square().mean())

@@ -1,12 +1,10 @@
 "Categories of the first slice, and the mixture that finds kinds of pairs, against SciPy and their definitions."
-import numpy as np, pytest, torch
+import numpy as np, torch
+from references import random
 from scipy.stats import multivariate_t
 from torch.nn import functional as F
 
 from disentangle_nb.model import Categories, KindMixture, difference, fit_once, log_densities
-
-
-def random(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def pairs(counts, noise=.2):

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from references import random
 from torch.nn import functional as F
 
 from disentangle_nb.gallery import recompose
@@ -255,9 +256,6 @@ def test_probes_are_fitted_once(monkeypatch):
 @pytest.mark.parametrize('given, missing', [('x_valid', 'y_valid'), ('y_valid', 'x_valid')])
 def test_validation_rows_and_labels_belong_together(given, missing):
     with pytest.raises(ValueError, match=f'{missing} is missing'): linear_probe(torch.randn(8, 2), torch.arange(8) % 2, **{given: torch.arange(4)})
-
-
-def random(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_an_mlp_stops_where_held_out_rows_say():
