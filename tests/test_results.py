@@ -13,7 +13,7 @@ from disentangle_nb.study import read_records, recorded
 
 root = Path(__file__).parents[1]
 studies = [p for p in sorted((root/'results').glob('*.json')) if 'grid' in json.loads(p.read_text())]
-pages = [p for p in sorted((root/'nbs').rglob('*.ipynb')) if 'read_records(\'../results' in p.read_text(encoding='utf-8')]
+pages = [p for p in sorted((root/'nbs').rglob('*.ipynb')) if all(w in p.read_text(encoding='utf-8') for w in ('read_records(', '../results/'))]
 
 
 def texts(cells):
