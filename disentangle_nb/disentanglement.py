@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from .infonce import without_autocast
-from .probing import (_array, _different, _fit_mlp, _fit_softmax, _standardiser, _tensor, as_slices, batch_rows, check_embeddings,
+from .probing import (_array, _different, _factor_names, _fit_mlp, _fit_softmax, _standardiser, _tensor, as_slices, batch_rows, check_embeddings,
                                     linear_probe, mlp_probe, standardised)
 
 # %% ../nbs/11_disentanglement.ipynb #6842cacb
@@ -43,8 +43,7 @@ class Factor:
 def _columns(y):
     "Columns of an array or DataFrame as NumPy vectors, and their names if there are any"
     if hasattr(y, "columns"):
-        names = _different([str(c) for c in y.columns])
-        return [y[c].to_numpy() for c in y.columns], names
+        return [y[c].to_numpy() for c in y.columns], _factor_names(y, None)
     if torch.is_tensor(y): y = (y.float() if y.dtype == torch.bfloat16 else y).detach().cpu().numpy()
     y = _array(y, "factors")
     if y.ndim == 1: y = y[:, None]
@@ -93,7 +92,7 @@ def as_factors(
     if found and there:
         if set(found) != set(there): raise ValueError(f"test factors have columns {there}, train factors {found}: they must have the same names")
         b = [b[there.index(n)] for n in found]
-    names = [str(n) for n in _different(found or (f"f{i}" for i in range(len(a))) if names is None else names)]
+    names = _different(found or (f"f{i}" for i in range(len(a))) if names is None else names)
     if found and set(names) == set(found): a, b = ([v[found.index(n)] for n in names] for v in (a, b))
     if not a: raise ValueError("factors have no columns: one factor or more is needed")
     if not len(a) == len(b) == len(names): raise ValueError(f"{len(a)} train factors, {len(b)} test factors and {len(names)} names {names} must be as many")

@@ -348,9 +348,9 @@ def knn_probe(
 
 # %% ../nbs/06_probing.ipynb #f3b4031b
 def _different(names) -> list:
-    "Names as a list without repetition; a string is one name"
-    names = [names] if isinstance(names, str) else list(names)
-    twice = sorted({str(n) for n in names if names.count(n) > 1})
+    "Names as a list of strings without repetition; a string is one name"
+    names = [names] if isinstance(names, str) else [str(n) for n in names]
+    twice = sorted({n for n in names if names.count(n) > 1})
     if twice: raise ValueError(f"names must differ, {twice} occur more than once in {names}")
     return names
 
@@ -364,8 +364,9 @@ def _factor_names(y, names):
 def _named_labels(y, names, what, n=None):
     "Checked labels `(n, F)`, one column for each name"
     if hasattr(y, "columns") and list(y.columns) != list(range(len(y.columns))):
-        if set(y.columns) != set(names): raise ValueError(f"{what} factors have columns {list(y.columns)}, expected those of factor_names {names}")
-        y = y[names]
+        columns = {str(c): c for c in y.columns}
+        if set(columns) != set(names): raise ValueError(f"{what} factors have columns {list(y.columns)}, expected those of factor_names {names}")
+        y = y[[columns[n] for n in names]]
     y = check_labels(y, n, name=f"{what} factors")
     if y.ndim != 2 or y.shape[1] != len(names):
         raise ValueError(f"{what} factors have shape {tuple(y.shape)}, expected (n, {len(names)}) for factor_names {tuple(names)}")

@@ -10,7 +10,7 @@ __all__ = ['NO_BASELINE', 'normal', 'different', 'fits', 'check_study', 'read_st
            'disentangle_study']
 
 # %% ../nbs/19_study.ipynb #1d6d0c0a
-import json, os, re, shutil, signal, subprocess, sys, time
+import hashlib, json, os, re, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from inspect import signature
@@ -94,9 +94,11 @@ def run_name(
     options: dict, # of the run
     study: dict # that it belongs to
 ) -> str: # name of the run's folder
-    "Method, and all options in which it departs from the recipe"
+    "Method, and all options in which it departs from the recipe; the end of what would be long for a file system is a hash"
     own = {k: v for k, v in options.items() if study['recipe'].get(k) != v and k not in ('base', 'reg', 'seed')}
-    return '_'.join([method(options), *(re.sub(r'[\\/:*?"<>|]', '-', f'{k}={v}') for k, v in own.items()), f's{options.get("seed", 0)}'])
+    said = '_'.join([method(options), *(re.sub(r'[\\/:*?"<>|]', '-', f'{k}={v}') for k, v in own.items())])
+    if len(said.encode()) > 200: said = said.encode()[:180].decode(errors='ignore') + '-' + hashlib.sha256(said.encode()).hexdigest()[:16]
+    return f'{said}_s{options.get("seed", 0)}'
 
 # %% ../nbs/19_study.ipynb #704fad53
 def check_run(

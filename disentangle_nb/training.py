@@ -755,6 +755,10 @@ class RankModel(Callback):
 
     def after_pred(self): self.learn.model = self.ddp.module
 
+    def after_backward(self):
+        if unused := [n for n, p in self.model.named_parameters() if p.requires_grad and p.grad is None]:
+            raise ValueError(f'no gradient comes to {", ".join(unused[:3])}{", ..." * (len(unused) > 3)}, and ranks wait for the gradient of every parameter: remove what takes no part, or freeze it (requires_grad_(False))')
+
     def after_fit(self):
         for m in self.norms(): vars(m).pop('forward', None)
         vars(self).pop('ddp', None)

@@ -142,6 +142,17 @@ def test_columns_of_a_data_frame_are_found_by_name():
     with pytest.raises(ValueError, match="have columns"): scorecard((x, frame(y)), (xt, frame(yt)), factor_names=("a", "c"), shared=("a",))
 
 
+@pytest.mark.parametrize("columns,names", [([10, 20], ["10", "20"]), ([0, 1], ["f0", "f1"])]) # the last as of a table without a head
+def test_columns_named_by_numbers(columns, names):
+    x, y, xt, yt = blobs(200, 3, 6, 1, 0)
+    two = lambda v: np.stack([v, (v + 1) % 3 % 2], 1)
+    train, test = ((e, pd.DataFrame(two(v), columns=columns)) for e, v in ((x, y), (xt, yt)))
+    card = scorecard(train, test)
+    assert card == scorecard((x, two(y)), (xt, two(yt)), factor_names=names) and names[1] in str(card)
+    assert scorecard(train, test, shared=names[:1]).match.keys() == {names[0]}
+    assert list(metrics_card(*train, slices=2, test=test, mlp=False, widths=(), n_boot=0, n_refit=0, n_perm=0).meta["factors"]) == names
+
+
 @pytest.mark.parametrize("call", [probe_matrix, scorecard, lambda *a, factor_names: chance_levels(a[0][1], a[1][1], factor_names)])
 def test_a_name_occurs_once(call):
     x, y, xt, yt = blobs(60, 3, 6, 1, 0)

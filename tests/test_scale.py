@@ -168,6 +168,20 @@ def failing_first(rank, world, folder):
 def test_an_error_of_the_first_rank_is_raised_on_all(tmp_path): assert in_ranks(failing_first, 2, tmp_path) == [0, 1]
 
 
+def training_with_a_part_unused(rank, world, folder):
+    model = tiny_model()
+    model.encoder.later = nn.Linear(3, 2)
+    learn = distribute(learner(model=model))
+    with pytest.raises(ValueError) as e: train(learn, 3, progress=False)
+    model.encoder.later.requires_grad_(False)
+    train(learn, 3, progress=False)
+    return str(e.value)
+
+
+def test_a_parameter_without_a_gradient_is_named(tmp_path):
+    for said in in_ranks(training_with_a_part_unused, 2, tmp_path): assert 'encoder.later.weight, encoder.later.bias, and ranks wait' in said
+
+
 def cached_training(rank, world, folder):
     learn = distribute(learner(cbs=[GradCache(4)], model=tiny_model().eval()))
     learn.model.train = lambda mode=True: learn.model
