@@ -73,9 +73,8 @@ class ByClass:
                 ):
         self.labels, self.order = labels, labels.argsort(stable=True)
         self.count = labels.bincount()
-        self.start = self.count.cumsum(0) - self.count
-        self.rank = torch.empty_like(self.order)
-        self.rank[self.order] = torch.arange(len(labels))
+        self.start, self.n = (self.count.cumsum(0) - self.count)[labels], self.count[labels] # of the class of each instance
+        self.rank = self.order.argsort() - self.start # in its class
 
     def __len__(self): return len(self.labels)
 
@@ -84,16 +83,16 @@ class ByClass:
              u: Tensor # `(N,)` uniform numbers in [0, 1)
             ) -> Tensor: # `(N,)` instances of the same class, never `i` unless it is alone
         "Another instance of the same class"
-        start, n = (t[self.labels[i]] for t in (self.start, self.count))
-        return self.order[start + (self.rank[i] - start + 1 + (u * (n - 1)).long()) % n]
+        n = self.n[i]
+        return self.order[self.start[i] + (self.rank[i] + 1 + (u * (n - 1)).long()) % n]
 
     def other(self,
               i: Tensor, # `(N,)` instances
               u: Tensor # `(N,)` uniform numbers in [0, 1)
              ) -> Tensor: # `(N,)` instances of other classes
         "An instance of another class"
-        start, n = (t[self.labels[i]] for t in (self.start, self.count))
-        return self.order[(start + n + (u * (len(self) - n)).long()) % len(self)]
+        n = self.n[i]
+        return self.order[(self.start[i] + n + (u * (len(self) - n)).long()) % len(self)]
 
 # %% ../nbs/00_overlay.ipynb #8df5abcf
 def _check_images(name, images, labels, ndim, n_classes):
@@ -166,9 +165,12 @@ class Source:
         return short_hash((self.digits, self.digit_labels, self.photos, self.photo_labels))
 
 # %% ../nbs/00_overlay.ipynb #6c451543
+def _middle(shape, size): return [max(0, (s - size) // 2) for s in shape[1:3]]
+
 def _crop(photos, i, size, corner):
     _, h, w, c = photos.shape
-    top, left = ((h - size) // 2, (w - size) // 2) if corner is None else corner.unbind(1)
+    if h == w == size: return photos.index_select(0, i)
+    top, left = _middle(photos.shape, size) if corner is None else corner.unbind(1)
     pixels = ((i * h + top) * w + left)[:, None] + w * torch.arange(size, device=i.device) # at which the lines of a crop begin
     return photos.flatten().unfold(0, size * c, c).index_select(0, pixels.flatten()).view(-1, size, size, c)
 
@@ -187,7 +189,7 @@ def compose(
     image = _crop(source.photos, photo, source.size, local(corner))
     digits = source.coloured.index_select(0, digit)
     for (y, x), a, mirrored, b in zip(source.windows, ends[::2], ends[1::2], ends[2::2]):
-        image[mirrored:b] = image[mirrored:b].flip(2)
+        if mirrored < b: image[mirrored:b] = image[mirrored:b].flip(2)
         window = image[a:b, y, x]
         torch.maximum(window, digits[a:b], out=window)
     return image.index_select(0, order.argsort().to(source.device)).permute(0, 3, 1, 2)
@@ -253,7 +255,7 @@ def load_source(
     backgrounds: str | Path | None = None, # own folder of photographs, one sub-folder a class, instead of those of `name`
     size: int = 64, # side of the composed image, pixels
     grid: Grid | None = None, # locations of the digit; default: `make_grid(size)`
-    crop: str = 'centre', # `centre` or `random` crop of the photograph
+    crop: str = 'centre', # `centre` or `random` crop of the photograph; the centre alone is kept where it is all that is asked for
     device = None # where the images are kept; default: CPU
 ) -> Source:
     "Digits and photographs of one split"
@@ -267,6 +269,9 @@ def load_source(
     raw = {} if digits and backgrounds else _named(name, split, path, scheme, valid)
     for part, folder in (('digit', digits), ('photo', backgrounds)):
         if folder: raw |= _own(part, folder, split)
+    if crop == 'centre':
+        top, left = _middle(raw['photos'].shape, size)
+        raw['photos'] = raw['photos'][:, top:top+size, left:left+size]
     grid = grid or make_grid(size)
     classes = dict(DC=raw.pop('digit_names'), DL=list(range(len(grid))), BC=raw.pop('photo_names'))
     return Source(**raw, classes=classes, size=size, grid=grid, crop=crop, name='own images' if own else Path(name).name).to(device or 'cpu')

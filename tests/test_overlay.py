@@ -37,7 +37,7 @@ def test_torchvision_layouts(tmp_path, monkeypatch):
     write_mnist(tmp_path)
     images = write_stl10_binary(tmp_path)
     monkeypatch.setattr(STL10, '_check_integrity', lambda self: True)  # the checksums are those of the whole data set
-    source = load_source('mnist_stl10', 'train', path=tmp_path, scheme='official', valid=.2)
+    source = load_source('mnist_stl10', 'train', path=tmp_path, scheme='official', valid=.2, crop='random')
     assert len(source.digits) == 32 and len(source.photos) == 24
     assert (source.photos == torch.from_numpy(images['train'][:24])).all()
     assert source.photo_labels.tolist() == [i % 10 for i in range(24)]
