@@ -48,6 +48,13 @@ def test_kinds_are_taken_as_equally_frequent():
     assert (log_densities(d, log_weights, scales)[0].softmax(1).mean(0) - 1/3).abs().max() < .01
 
 
+def test_a_fit_tells_its_likelihood():
+    d = difference(*(z.double() for z in pairs([400, 300, 200], noise=.6)))
+    likelihood, (log_weights, scales) = fit_once(d, 3, 200, torch.Generator().manual_seed(0))
+    assert log_weights.std() > .01
+    assert abs(likelihood - (log_densities(d, log_weights, scales)[0].logsumexp(1).mean() - log_weights.mean())) < 1e-5
+
+
 def test_the_best_restart_is_kept():
     z0, z1 = pairs(EQUAL)
     d, g = difference(z0.double(), z1.double()), torch.Generator().manual_seed(7)

@@ -142,6 +142,15 @@ def test_columns_of_a_data_frame_are_found_by_name():
     with pytest.raises(ValueError, match="have columns"): scorecard((x, frame(y)), (xt, frame(yt)), factor_names=("a", "c"), shared=("a",))
 
 
+@pytest.mark.parametrize("probe,read", [(linear_probe, lambda p, x: p.l2), (lambda *a: mlp_probe(*a, epochs=3, bs=16), lambda p, x: p.log_prob(x).tolist())])
+def test_what_chooses_is_not_fitted(probe, read):
+    x, y, _, _ = blobs(120, 3, 6, 3, 0)
+    x, y = torch.tensor(x), torch.tensor(y)
+    held = holdout(y)
+    x[held] *= 1 + 30 * random(int(held.sum()), 6).double().abs()
+    assert read(probe(x, y), x) == read(probe(x[~held], y[~held], x[held], y[held]), x)
+
+
 @pytest.mark.parametrize("columns,names", [([10, 20], ["10", "20"]), ([0, 1], ["f0", "f1"])]) # the last as of a table without a head
 def test_columns_named_by_numbers(columns, names):
     x, y, xt, yt = blobs(200, 3, 6, 1, 0)
