@@ -459,9 +459,13 @@ def write_gallery(
 def disentangle_gallery(
     folder: str, # Run folder
     out: str = None, # Where the gallery goes (default: `gallery` in the run folder)
-    n: int = 1000 # Test images on the maps
+    n: int = 1000, # Test images on the maps
+    path: str = None, # Where MNIST and STL-10 are now, if they have moved since the run
+    data: str = None, # The same of a folder of digits and backgrounds
+    digits: str = None, # The same of a folder of digits
+    backgrounds: str = None # The same of a folder of backgrounds
 ):
     "Draw what the slices of a run hold: retrieval, neighbours, maps, occlusion, and an interactive page"
     target = out or str(Path(folder)/'gallery')
-    print(fail_plainly(lambda: write_gallery(Run(folder), target, n)))
+    print(fail_plainly(lambda: write_gallery(Run(folder, path, data, digits, backgrounds), target, n)))
     print(f'\ngallery in {target}; open {Path(target)/"explorer.html"}')

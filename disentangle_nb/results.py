@@ -154,9 +154,13 @@ def run_title(
 class Run:
     "A finished run, read from its folder"
     def __init__(self,
-                 folder: str | Path # that `write_run` wrote
+                 folder: str | Path, # that `write_run` wrote
+                 path: str | Path | None = None, # where MNIST and STL-10 are now, if they have moved since
+                 data: str | Path | None = None, # the same of a folder of digits and backgrounds
+                 digits: str | Path | None = None, # of a folder of digits
+                 backgrounds: str | Path | None = None # of a folder of backgrounds
                 ):
-        self.folder = Path(folder)
+        self.folder, self.moved = Path(folder), {k: v for k, v in dict(path=path, data=data, digits=digits, backgrounds=backgrounds).items() if v}
         if not (self.folder/'scorecard.json').exists():
             begun = any(self.folder.glob('checkpoint-*.pt'))
             raise FileNotFoundError(f'{folder} holds no finished run (no scorecard.json); ' + ('go on with it: the command that began it, with --resume' if begun else f'make one with disentangle_run --out {folder}'))
@@ -187,7 +191,7 @@ class Run:
                part: str = 'test' # `train`, `valid` or `test`
               ): # a `Source`
         "The source that a part was drawn from"
-        return source_of(self.config, part)
+        return source_of(self.config | self.moved, part)
 
     def images(self,
                part: str = 'test' # `train`, `valid` or `test`
