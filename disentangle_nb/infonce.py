@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import wraps
+from inspect import Parameter, Signature, signature
 import torch
 import torch.distributed as dist
 from torch import nn, Tensor
@@ -354,12 +355,22 @@ def info_nce_floor(
     return math.log(1 + (2*n_pairs - 2) / n_classes)
 
 # %% ../nbs/02_infonce.ipynb #336f77ea
+def _full_signature(cls):
+    "How the class is called, with the options that `**kwargs` hands to its base"
+    _,*own = signature(cls.__init__).parameters.values()
+    if own and own[-1].kind is Parameter.VAR_KEYWORD:
+        base = next(c for c in cls.__mro__[1:] if issubclass(c, SliceLoss))
+        own[-1:] = [p.replace(kind=p.KEYWORD_ONLY) for name,p in signature(base).parameters.items()
+                    if name not in [o.name for o in own] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return Signature(own)
+
 class SliceLoss(nn.Module):
     "Base of the losses: common options, called as `loss(z0, z1)` on raw projections `(N, D)`"
     name = 'loss' # under which the value is logged; a class that gives none is logged by its own
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if 'name' not in vars(cls): cls.name = cls.__name__
+        cls.__signature__ = _full_signature(cls)
 
     def __init__(self, *,
         n_slices:int|Sequence[int]=2, # Slices of `z`: an int (equal contiguous widths) or a sequence of widths
