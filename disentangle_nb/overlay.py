@@ -136,6 +136,8 @@ class Source:
         if self.crop not in ('centre', 'random'): raise ValueError(f"crop must be 'centre' or 'random', got {self.crop!r}")
         if min(self.photos.shape[1:3]) < self.size:
             raise ValueError(f'photographs of {tuple(self.photos.shape[1:3])} pixels are smaller than the image size {self.size}: choose a smaller size')
+        if self.crop == 'random' and max(self.photos.shape[1:3]) == self.size:
+            raise ValueError(f"photographs of {self.size} pixels leave nothing to crop at random: choose a smaller size, or keep them whole with load_source(crop='random')")
         self.photos = self.photos.contiguous() # `compose` reads them line by line
         self.windows, self.coloured = self.grid.windows(self.size, self.digits.shape[-1]), self.digits[..., None].repeat(1, 1, 1, 3)
         self.groups = [ByClass(l.cpu()) for l in (self.digit_labels, torch.arange(len(self.grid)), self.photo_labels)]
