@@ -176,6 +176,25 @@ def _crop(photos, i, size, corner):
     pixels = ((i * h + top) * w + left)[:, None] + w * torch.arange(size, device=i.device) # at which the lines of a crop begin
     return photos.flatten().unfold(0, size * c, c).index_select(0, pixels.flatten()).view(-1, size, size, c)
 
+def _backgrounds(source, photo, corner, flip):
+    if flip is None: return _crop(source.photos, photo, source.size, corner)
+    order = flip.argsort() # those to mirror last
+    image = _crop(source.photos, photo[order], source.size, None if corner is None else corner[order])
+    mirrored = image[len(flip) - int(flip.sum()):]
+    mirrored.copy_(mirrored.flip(2))
+    return image.index_select(0, order.argsort())
+
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore') # that index_reduce_ is in beta, which torch says once
+    torch.zeros(1).index_reduce_(0, torch.tensor([0]), torch.zeros(1), 'amax')
+
+def _paste(image, digits, pixel):
+    n, size, h = len(image), image.shape[1], digits.shape[1]
+    windows = image.as_strided((max(0, n * size**2 - (h - 1) * (size + 1)), h, 3 * h), (3, 3 * size, 1)) # one for each pixel of the batch, they overlap
+    digits = digits.view(n, h, 3 * h)
+    if image.is_cpu: windows.index_reduce_(0, pixel, digits, 'amax')
+    else: windows.index_copy_(0, pixel, torch.maximum(windows.index_select(0, pixel), digits))
+
 def compose(
     source: Source, # digits, photographs, grid
     rows: Tensor, # `(N, 3)` digit, location, photograph
@@ -183,18 +202,12 @@ def compose(
     flip: Tensor | None = None # `(N,)` bool, mirror the photograph
 ) -> Tensor: # `(N, 3, size, size)` uint8, channels-last in memory
     "Digits pasted on photographs by element-wise maximum"
-    group = 2 * rows[:, 1] + (0 if flip is None else flip)
-    order = group.argsort(stable=True)
-    ends = [0, *group.bincount(minlength=2 * len(source.grid)).cumsum(0).tolist()]
-    local = lambda t: None if t is None else t[order].to(source.device)
-    digit, _, photo = local(rows).unbind(1)
-    image = _crop(source.photos, photo, source.size, local(corner))
-    digits = source.coloured.index_select(0, digit)
-    for (y, x), a, mirrored, b in zip(source.windows, ends[::2], ends[1::2], ends[2::2]):
-        if mirrored < b: image[mirrored:b] = image[mirrored:b].flip(2)
-        window = image[a:b, y, x]
-        torch.maximum(window, digits[a:b], out=window)
-    return image.index_select(0, order.argsort().to(source.device)).permute(0, 3, 1, 2)
+    first = torch.tensor([y.start * source.size + x.start for y, x in source.windows]) # pixel of each location
+    pixel = source.size**2 * torch.arange(len(rows)) + first[rows[:, 1]]
+    (digit, _, photo), pixel, corner, flip = (t if t is None else t.to(source.device) for t in (rows.T, pixel, corner, flip))
+    image = _backgrounds(source, photo, corner, flip)
+    _paste(image, source.coloured.index_select(0, digit), pixel)
+    return image.permute(0, 3, 1, 2)
 
 # %% ../nbs/00_overlay.ipynb #7bb270da
 def read_image(
