@@ -83,16 +83,16 @@ class ByClass:
              u: Tensor # `(N,)` uniform numbers in [0, 1)
             ) -> Tensor: # `(N,)` instances of the same class, never `i` unless it is alone
         "Another instance of the same class"
-        n = self.n[i]
-        return self.order[self.start[i] + (self.rank[i] + 1 + (u * (n - 1)).long()) % n]
+        n = self.n.take(i)
+        return self.order.take(self.start.take(i) + (self.rank.take(i) + 1 + (u * (n - 1)).long()) % n)
 
     def other(self,
               i: Tensor, # `(N,)` instances
               u: Tensor # `(N,)` uniform numbers in [0, 1)
              ) -> Tensor: # `(N,)` instances of other classes
         "An instance of another class"
-        n = self.n[i]
-        return self.order[(self.start[i] + n + (u * (len(self) - n)).long()) % len(self)]
+        n = self.n.take(i)
+        return self.order.take((self.start.take(i) + n + (u * (len(self) - n)).long()) % len(self))
 
 # %% ../nbs/00_overlay.ipynb #8df5abcf
 def _check_images(name, images, labels, ndim, n_classes):

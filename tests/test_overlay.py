@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch
+from elsewhere import DEVICE, Elsewhere
 from PIL import Image
 
-from disentangle_nb.overlay import PairLoader, PairStream, _mnist_stl10, load_source, make_grid, pair_dls
+from disentangle_nb.overlay import PairLoader, PairStream, Source, _mnist_stl10, compose, load_source, make_grid, pair_dls
 
 data = Path(os.environ.get('DISENTANGLE_DATA', Path(__file__).parents[2]/'shared'/'data'))
 
@@ -208,3 +209,24 @@ def test_what_is_no_class_and_no_image_is_left_out(tmp_path):
     assert source.classes['DC'] == names
     for file in list((tmp_path/'digits'/first).glob('*.png'))[4:]: file.unlink()
     with pytest.raises(ValueError, match=f"class '{first}' has 4 images, too few for a valid part"), pytest.warns(UserWarning): load_source(split='valid', digits=tmp_path/'digits')
+
+
+@pytest.mark.parametrize('device', ['cpu', DEVICE])
+@pytest.mark.parametrize('size, item, rows, cols, n, crop', [(64, 28, 2, 4, 40, 'random'), (33, 28, 2, 2, 7, 'centre'), (32, 8, 3, 5, 1, 'random'), (9, 9, 1, 1, 5, 'centre')])
+def test_composing_is_the_plain_loop(size, item, rows, cols, n, crop, device):
+    rng, grid = torch.Generator().manual_seed(size), make_grid(size, item, rows, cols)
+    pixels = lambda *shape: torch.randint(256, shape, dtype=torch.uint8, generator=rng)
+    names = dict(DC=range(2), DL=range(len(grid)), BC=range(3))
+    source = Source(pixels(6, item, item), torch.arange(6) % 2, pixels(9, size + 5, size + 5, 3), torch.arange(9) % 3, names, size, grid, crop)
+    chosen = torch.stack([torch.randint(m, (n,), generator=rng) for m in (6, len(grid), 9)], 1)
+    chosen[-1] = torch.tensor([5, len(grid) - 1, 8]) # the last of each
+    corner = torch.randint(6, (n, 2), generator=rng) if crop == 'random' else torch.full((n, 2), 2)
+    flip = torch.arange(n) % 3 == 0
+    for mirrored in (flip, None):
+        with Elsewhere(): images = compose(source.to(device), chosen, corner if crop == 'random' else None, mirrored).cpu()
+        for image, (d, l, p), (t, r), m in zip(images, chosen.tolist(), corner.tolist(), (flip if mirrored is not None else flip & False).tolist(), strict=True):
+            photo = source.photos[p, t:t+size, r:r+size].numpy()
+            expected = (photo[:, ::-1] if m else photo).copy()
+            y, x = grid.windows(size, item)[l]
+            expected[y, x] = np.maximum(expected[y, x], source.digits[d, :, :, None].numpy())
+            assert (image.permute(1, 2, 0).numpy() == expected).all()
