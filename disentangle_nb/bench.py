@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTHERS', 'lightly_loss', 'metric_learning_loss', 'make_loss', 'one_step', 'peak_memory', 'measure', 'limit_memory',
-           'failure', 'measure_apart', 'fastest', 'machine', 'loss_table', 'compare_losses', 'bench',
-           'pairs_one_by_one', 'composition_speed', 'step_overhead']
+           'failure', 'measure_apart', 'fastest', 'machine', 'loss_table', 'compare_losses', 'pairs_one_by_one',
+           'composition_speed', 'step_overhead', 'bench']
 
 # %% ../nbs/14_bench.ipynb #5bb00397
 import importlib, io, json, re, subprocess, sys, time
@@ -164,18 +164,6 @@ def compare_losses(
     results = [measure_apart(l, n, limit, dim=dim, **kwargs) for n in rows for l in losses]
     return f'{loss_table(results)}\n\n{machine()}, D = {dim}, one thread, forward and backward'
 
-@call_parse
-def bench(
-    rows:Param('Views in the batch', int, nargs='+')=(1024, 4096), # Views in the batch, `2N`
-    losses:Param('Losses: infomax, lightly, metric_learning, or a regulariser', str, nargs='+')=('infomax', 'lightly', 'hess'), # Losses; ratios are to the first
-    dim:int=128, # Width of the projections
-    repeat:int=3, # Repetitions
-    limit:float=0, # GiB of address space of each process, 0 for no limit
-    device:str='cpu', # cpu or cuda
-):
-    "Time and peak extra memory of losses, forward and backward, as a table"
-    print(compare_losses(rows, losses, limit, dim, repeat=repeat, device=device))
-
 # %% ../nbs/14_bench.ipynb #491c39f1
 def pairs_one_by_one(
     source, # a `Source`: where instances come from
@@ -225,7 +213,7 @@ def step_overhead(
     rounds: int = 5, # how often the two alternate
     steps: int = 10, # steps each time
     arch: str = 'small' # encoder
-) -> dict: # milliseconds of a step, of the encoder alone and of a batch of pairs alone; the ratio of the first two
+) -> dict: # milliseconds of a step, of the encoder alone and of a batch of pairs alone; the ratio of the first two; views a second of both
     "Time of a training step beside the encoder's forward and backward alone"
     from disentangle_nb.model import SlicedModel
     from disentangle_nb.overlay import load_source, pair_dls
@@ -244,4 +232,24 @@ def step_overhead(
     def batches():
         for b in range(steps): dls.train.one_batch(b)
     with learn.no_bar(), learn.no_logging(): best = fastest({'step': full, 'encoder': alone, 'batch': batches}, rounds, x.device.type)
-    return {f'{k}_ms': round(1e3 * s / steps, 1) for k, s in best.items()} | {'ratio': round(best['step'] / best['encoder'], 3)}
+    views = {f'{k}_views_per_s': round(2 * bs * steps / best[k]) for k in ('step', 'encoder')}
+    return {f'{k}_ms': round(1e3 * s / steps, 1) for k, s in best.items()} | {'ratio': round(best['step'] / best['encoder'], 3)} | views
+
+# %% ../nbs/14_bench.ipynb #b24d4065
+@call_parse
+def bench(
+    what:Param('What is measured: losses, pairs or step', str, nargs='?', choices=('losses', 'pairs', 'step'), opt=False)='losses', # `losses`, `pairs` or `step`
+    rows:Param('Losses: views in the batch', int, nargs='+')=(1024, 4096), # Losses: views in the batch, `2N`, for each size
+    losses:Param('Losses: infomax, lightly, metric_learning, or a regulariser', str, nargs='+')=('infomax', 'lightly', 'hess'), # Losses; ratios are to the first
+    dim:int=128, # Losses: width of the projections
+    repeat:int=3, # Losses: repetitions
+    limit:float=0, # Losses: GiB of address space of each process, 0 for no limit
+    device:str='cpu', # Losses: cpu or cuda; a step takes CUDA where there is one
+    bs:int=256, # Pairs and step: pairs in a batch
+    arch:str='small', # Step: encoder
+):
+    "Time and memory of losses beside those of other libraries, of pairs, or of a training step, as a table"
+    from disentangle_nb.probing import markdown_table
+    if what == 'losses': return print(compare_losses(rows, losses, limit, dim, repeat=repeat, device=device))
+    result = composition_speed(bs) if what == 'pairs' else step_overhead(bs, arch=arch)
+    print(markdown_table([list(result), [f'{v:,}' for v in result.values()]], ()), machine(), sep='\n\n')
