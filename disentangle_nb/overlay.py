@@ -177,12 +177,13 @@ def _crop(photos, i, size, corner):
     return photos.flatten().unfold(0, size * c, c).index_select(0, pixels.flatten()).view(-1, size, size, c)
 
 def _backgrounds(source, photo, corner, flip):
-    if flip is None: return _crop(source.photos, photo, source.size, corner)
-    order = flip.argsort() # those to mirror last
-    image = _crop(source.photos, photo[order], source.size, None if corner is None else corner[order])
+    order = slice(None) if flip is None else flip.argsort() # those to mirror last
+    photo, corner = (t if t is None else t[order].to(source.device) for t in (photo, corner))
+    image = _crop(source.photos, photo, source.size, corner)
+    if flip is None: return image
     mirrored = image[len(flip) - int(flip.sum()):]
     mirrored.copy_(mirrored.flip(2))
-    return image.index_select(0, order.argsort())
+    return image.index_select(0, order.argsort().to(source.device))
 
 with warnings.catch_warnings():
     warnings.simplefilter('ignore') # that index_reduce_ is in beta, which torch says once
@@ -203,10 +204,10 @@ def compose(
 ) -> Tensor: # `(N, 3, size, size)` uint8, channels-last in memory
     "Digits pasted on photographs by element-wise maximum"
     first = torch.tensor([y.start * source.size + x.start for y, x in source.windows]) # pixel of each location
-    pixel = source.size**2 * torch.arange(len(rows)) + first[rows[:, 1]]
-    (digit, _, photo), pixel, corner, flip = (t if t is None else t.to(source.device) for t in (rows.T, pixel, corner, flip))
+    digit, place, photo = rows.unbind(1)
     image = _backgrounds(source, photo, corner, flip)
-    _paste(image, source.coloured.index_select(0, digit), pixel)
+    digits, pixel = (t.to(source.device) for t in (digit, source.size**2 * torch.arange(len(rows)) + first[place]))
+    _paste(image, source.coloured.index_select(0, digits), pixel)
     return image.permute(0, 3, 1, 2)
 
 # %% ../nbs/00_overlay.ipynb #7bb270da
