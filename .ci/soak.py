@@ -24,8 +24,8 @@ options = st.fixed_dictionaries(dict(
     slices=slices, dim=st.just(12), hidden=st.sampled_from([0, 16]), heads=st.booleans(), hold=st.booleans(), micro=st.sampled_from([None, 4]), no_final_norm=st.booleans(), size=st.sampled_from([32, 48, 64]),
     crop=st.sampled_from(['centre', 'random']), flip=st.booleans(), contrast=st.floats(0, .5), shift=st.floats(0, .2),
     precision=st.sampled_from(['fp32', 'bf16']), probe_every=st.integers(1, 4), seed=st.integers(0, 99))).map(
-    lambda o: o | dict(start=min(max(o['start'], o['base'] in ('category', 'inferred')), o['steps'] - 1))).map(  # a second stage begins within the run
-    lambda o: o | dict(warmup=min(o['warmup'], o['steps'] - o['start'])) | (dict(gain=.5, agree=.5, balance=1.) if o['base'] == 'category' else {}))
+    lambda o: o | dict(start=min(max(o['start'], int(o['base'] in ('category', 'inferred'))), o['steps'] - 1))).map(  # a second stage begins within the run
+    lambda o: o | dict(warmup=min(o['warmup'], o['steps'] - o['start'])) | (dict(gain=.5, balance=1.) if o['base'] == 'category' else {}))
 
 
 def memory():

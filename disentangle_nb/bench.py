@@ -34,13 +34,13 @@ def metric_learning_loss(
 OTHERS = dict(lightly=lightly_loss, metric_learning=metric_learning_loss)
 
 def make_loss(
-    name:str, # 'infomax', 'lightly', 'metric_learning', or a key of `REGULARIZERS`
+    name:str, # 'infomax', 'lightly', 'metric_learning', or a regulariser's in `REGULARIZERS`
     tau:float=0.1, # Temperature
 ): # Called as `loss(z0, z1)`
     "A loss by its name in the tables"
     if name == 'infomax': return InfoMax(tau=tau)
-    if name in REGULARIZERS: return make_reg(name, tau=tau)
-    if name not in OTHERS: raise ValueError(f"unknown loss {name!r}: choose one of infomax, {', '.join([*OTHERS, *REGULARIZERS])}")
+    if name in set(REGULARIZERS) - {'none'}: return make_reg(name, tau=tau)
+    if name not in OTHERS: raise ValueError(f"unknown loss {name!r}: choose one of infomax, {', '.join([*OTHERS, *(r for r in REGULARIZERS if r != 'none')])}")
     try: return OTHERS[name](tau)
     except ImportError as e:
         raise ImportError(f'{name} is not installed ({e}): pip install --no-deps lightly lightly-utils pytorch-metric-learning') from e

@@ -220,6 +220,7 @@ def _few_halves(n, n_boot, max_rows, seed):
     "Half samples of at most `max_rows` of `n` rows, and the factor from their spread to that of `n` rows"
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_rows]
     if n_boot < 0: raise ValueError(f"n_boot must be 0 or more, got {n_boot}")
+    if max_rows < 1: raise ValueError(f"max_rows must be 1 or more, got {max_rows}")
     if n_boot and len(rows) < 8: raise ValueError(f"half samples need 8 rows or more, got {len(rows)}: n_boot=0 leaves the intervals out")
     return [rows[h] for h in half_samples(len(rows), n_boot, seed)], (len(rows) / n)**0.5
 

@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from .infonce import without_autocast
-from .probing import (_array, _different, _factor_names, _fit_mlp, _fit_softmax, _standardiser, _tensor, as_slices, batch_rows, check_embeddings,
+from .probing import (_array, _different, _factor_names, _fit_mlp, _fit_softmax, _standardiser, _tensor, as_slices, batch_rows, check_embeddings, check_strengths,
                                     linear_probe, mlp_probe, standardised)
 
 # %% ../nbs/11_disentanglement.ipynb #6842cacb
@@ -273,7 +273,7 @@ def ridge_probe(
     z, t = standardised(x, mean, std), t.to(mean)
     folds = [fifth == k for k in fifth.unique()]
     error = lambda lam: torch.cat([z[k] @ _ridge(z[~k], t[~k], lam)[0] - t[k] for k in folds]).square().mean().item()
-    trial = {lam: error(lam) for lam in np.atleast_1d(l2).tolist()}
+    trial = {lam: error(lam) for lam in check_strengths(l2)}
     lam = min(trial, key=trial.__getitem__)
     return Regressor(None, mean, std, *units, max(trial[lam], 1e-12), _ridge(z, t, lam), lam)
 

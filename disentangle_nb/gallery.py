@@ -145,16 +145,18 @@ def occlusion(
 ) -> Tensor: # `(K, n, h, w)`, 0 where hiding changes nothing
     "How far each slice turns when a pixel is hidden"
     h, w = images.shape[-2:]
+    if not 1 <= stride <= patch <= min(h, w): raise ValueError(f'squares of {patch} pixels, {stride} apart, do not fit images of {h} x {w} pixels, or leave gaps')
+    starts = lambda side: sorted({*range(0, side - patch + 1, stride), side - patch}) # to the far edge
     z, moved, covers = embed(model, images, to_float), torch.zeros(len(slices), len(images), h, w), torch.zeros(h, w)
-    for top in range(0, h - patch + 1, stride):
-        for left in range(0, w - patch + 1, stride):
+    for top in starts(h):
+        for left in starts(w):
             window, hidden = (..., slice(top, top + patch), slice(left, left + patch)), images.clone()
             hidden[window] = 128
             there = embed(model, hidden, to_float)
             turned = torch.stack([1 - torch.cosine_similarity(z[:, s], there[:, s]) for s in slices])
             moved[window] += turned[..., None, None]
             covers[window] += 1
-    return moved / covers.clamp(min=1)
+    return moved / covers
 
 # %% ../nbs/17_gallery.ipynb #9342aa7a
 def digit_box(

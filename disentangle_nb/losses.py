@@ -284,7 +284,8 @@ class DisentangleLoss(nn.Module):
         self.base = make_base(base, **kwargs)
         check_objective(self.base, regs, lam, hold, gain)
         self.regs = nn.ModuleList(regs)
-        if warmup < 0: raise ValueError(f"warmup must be 0 steps or more, got {warmup}")
+        for name,steps in dict(warmup=warmup, start=start).items():
+            if not 0 <= steps < math.inf: raise ValueError(f"{name} must be 0 steps or more, got {steps}")
         self.names,self.uses_kind = unique_names([self.base, *regs]),getattr(self.base, 'uses_kind', False)
         self.lam,self.warmup,self.start,self.gain = lam,warmup,start,gain
         self.held,self.parts = self.base.n_slices if hold else None,{}
@@ -299,7 +300,7 @@ class DisentangleLoss(nn.Module):
         return {n: l * share for n,l in lams.items()}
 
     def forward(self, z0, z1, *kind):
-        trained = z0.requires_grad or z1.requires_grad
+        trained = any(getattr(z, 'requires_grad', False) for z in (z0, z1))
         if trained and self.step is None and (self.warmup or self.start): raise RuntimeError("warmup and start count steps: set loss.step, the number of the step, before each call")
         if hasattr(self.base, 'ready'): self.base.ready = (self.step or 0) >= self.start
         views = [hold_first(z, self.held) for z in (z0, z1)] if self.held else (z0, z1)

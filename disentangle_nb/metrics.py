@@ -516,7 +516,7 @@ def _said(told, a) -> dict[str, Any]:
     "`_options(a)`; which factors are discrete, beside what the file says of the others"
     said = _options(a)
     if "discrete" in told and "discrete" in said:
-        names = said.get("names") or told["names"] or [f"f{i}" for i in range(np.shape(told["factors"])[1])]
+        names = said.get("names") or told["names"] or [f"f{i}" for i in range((*np.shape(told["factors"]), 1)[1])]
         said["discrete"] = dict(zip(names, _kinds(told["discrete"], names))) | said["discrete"]
     return said
 

@@ -131,7 +131,7 @@ def n_features(
     size: int = 64 # side of the image, pixels
 ) -> int: # width of the features
     "How wide an encoder's features are, by trying"
-    like = next(encoder.parameters(), torch.empty(0))
+    like = next((p for p in encoder.parameters() if not nn.parameter.is_lazy(p)), torch.empty(0))
     with torch.no_grad(), evaluating(encoder): out = encoder(like.new_zeros(2, 3, size, size))
     if out.ndim != 2: raise ValueError(f'the encoder must return (n, features), it returned {tuple(out.shape)}')
     return out.shape[1]
@@ -195,7 +195,8 @@ class SlicedModel(nn.Module):
         project = partial(projection, n_features(self.encoder, size), hidden=hidden, final_norm=final_norm)
         self.projection = Parallel([project(w) for w in widths]) if heads or categories else project(dim)
         self.categories = Categories(widths[0]) if categories else nn.Identity()
-        self.to(memory_format=torch.channels_last)
+        for t in (*self.parameters(), *self.buffers()):
+            if t.ndim == 4: t.data = t.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self,
                 x: Tensor # `(n, 3, size, size)` images as `to_float` makes them

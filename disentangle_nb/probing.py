@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROBES', 'as_slices', 'named_slices', 'parse_slices', 'check_columns', 'check_embeddings', 'check_labels',
-           'rows_like', 'standardised', 'ProbeBase', 'Probe', 'holdout', 'linear_probe', 'MLPProbe', 'batch_rows',
-           'mlp_probe', 'KNNProbe', 'knn_probe', 'probe_matrices', 'probe_matrix', 'chance_levels', 'match_slices',
-           'text_table', 'markdown_table', 'Card', 'Scorecard', 'card_from_accuracy', 'ideal_scorecard', 'scorecard',
-           'heat_map', 'heat_maps', 'show_scorecards']
+           'rows_like', 'standardised', 'ProbeBase', 'Probe', 'holdout', 'check_strengths', 'linear_probe', 'MLPProbe',
+           'batch_rows', 'mlp_probe', 'KNNProbe', 'knn_probe', 'probe_matrices', 'probe_matrix', 'chance_levels',
+           'match_slices', 'text_table', 'markdown_table', 'Card', 'Scorecard', 'card_from_accuracy', 'ideal_scorecard',
+           'scorecard', 'heat_map', 'heat_maps', 'show_scorecards']
 
 # %% ../nbs/06_probing.ipynb #ba917f08
 import json
@@ -60,7 +60,7 @@ def _tensor(x, name):
     if torch.is_tensor(x): return x.detach()
     x = _array(x, name)
     if x.dtype.kind not in "biufc": raise TypeError(f"{name} must be numbers, got {x.dtype}: cast them with .astype, or number classes with np.unique(y, return_inverse=True)")
-    return torch.tensor(x.astype(np.float64) if x.dtype == np.longdouble else x)
+    return torch.tensor(x.astype(np.float64 if x.dtype == np.longdouble else x.dtype.newbyteorder("="), copy=False))
 
 def check_columns(
     x, # embeddings `(n, D)`
@@ -216,9 +216,18 @@ def _with_valid(x, y, x_valid, y_valid):
         return x, y, C, ~held, x[held], y[held]
     x_valid = check_embeddings(x_valid, "validation embeddings", least=1).to(x.device)
     y_valid = check_labels(y_valid, len(x_valid), C, "validation labels").to(x.device)
+    if y_valid.ndim != 1: raise ValueError(f"validation labels must have shape (n,), got {tuple(y_valid.shape)}")
     return x, y, C, torch.ones_like(y, dtype=torch.bool), x_valid, y_valid
 
 # %% ../nbs/06_probing.ipynb #c50724e0
+def check_strengths(
+    l2, # a number or several
+) -> list: # of floats, in their order
+    "Raise `ValueError` unless these are strengths of a regularisation"
+    strengths = np.atleast_1d(l2).astype(float).tolist()
+    if not strengths or not all(0 <= s < np.inf for s in strengths): raise ValueError(f"l2 must hold one strength or more, each 0 or more and finite, got {l2}")
+    return strengths
+
 def linear_probe(
     x, # training embeddings `(n, D)`
     y, # training labels `(n,)`, integers `0 .. C-1`
@@ -227,8 +236,7 @@ def linear_probe(
     l2=(10., 1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5), # regularisation strengths; `1/(n C)` in scikit-learn's terms
 ) -> Probe: # fitted on all training rows at the chosen strength
     "Multinomial logistic regression, its regularisation chosen on a validation part"
-    strengths = np.sort(np.atleast_1d(l2).astype(float))[::-1].tolist()
-    if not strengths or not all(0 <= s < np.inf for s in strengths): raise ValueError(f"l2 must hold one strength or more, each 0 or more and finite, got {l2}")
+    strengths = sorted(check_strengths(l2), reverse=True)
     x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid)
     mean, std = _standardiser(x[fit])
     z, Wb, tried = standardised(x[fit], mean, std), None, []
@@ -257,6 +265,8 @@ class MLPProbe(ProbeBase):
 # %% ../nbs/06_probing.ipynb #5afaea76
 def _fit_mlp(z, y, z_valid, y_valid, n_out, loss_fn, width, epochs, bs, lr, seed):
     "Adam over shuffled mini-batches, in full precision whatever surrounds the call; the net at its best epoch on the validation rows, and its loss there"
+    for name, number in dict(epochs=epochs, width=width, bs=bs).items():
+        if number < 1: raise ValueError(f"{name} must be 1 or more, got {number}")
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), without_autocast(z):
         torch.default_generator.manual_seed(seed) # not those of GPUs, which are not put back
         net, gen = _mlp_net(z, width, n_out), torch.Generator().manual_seed(seed)
@@ -307,12 +317,10 @@ def mlp_probe(
     seed: int = 0, # of weights and batches
 ) -> MLPProbe: # at its best epoch on the validation part
     "A one-hidden-layer classifier, its epoch chosen on a validation part"
-    for name, number in dict(epochs=epochs, width=width, bs=1 if bs is None else bs).items():
-        if number < 1: raise ValueError(f"{name} must be 1 or more, got {number}")
     x, y, C, fit, x_valid, y_valid = _with_valid(x, y, x_valid, y_valid)
     mean, std = [t.float() for t in _standardiser(x[fit])]
     z, z_valid = (standardised(rows, mean, std) for rows in (x[fit], x_valid))
-    net, _ = _fit_mlp(z, y[fit], z_valid, y_valid, C, F.cross_entropy, width, epochs, bs or batch_rows(len(x)), lr, seed)
+    net, _ = _fit_mlp(z, y[fit], z_valid, y_valid, C, F.cross_entropy, width, epochs, batch_rows(len(x)) if bs is None else bs, lr, seed)
     return MLPProbe(net, mean, std)
 
 # %% ../nbs/06_probing.ipynb #19acd0a9
@@ -392,7 +400,7 @@ def probe_matrices(
     "Accuracies on several parts of probes that are fitted once"
     if isinstance(probe, str) and probe not in PROBES: raise ValueError(f"probe={probe!r}: choose one of {list(PROBES)}")
     fit = PROBES[probe] if isinstance(probe, str) else probe
-    factor_names = _factor_names(train[1], factor_names)
+    factor_names, tests = _factor_names(train[1], factor_names), list(tests)
     for rows, _ in [*tests, *([] if valid is None else [valid])]: check_columns(train[0], rows)
     (x, y), *tests = _pair(train, factor_names, "train"), *(_pair(t, factor_names, "test") for t in tests)
     xv, yv = _pair(valid, factor_names, "validation") if valid is not None else (None, None)

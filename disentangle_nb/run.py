@@ -21,7 +21,7 @@ from fastcore.script import Param, call_parse
 
 from .losses import BASES, REGULARIZERS, DisentangleLoss, routes_of
 from .model import SlicedModel, is_encoder, slice_widths
-from .overlay import Augment, PairStream, kind_of_each, only_writer, parse_kinds, shared_factors, stream_dls
+from .overlay import Augment, PairStream, kind_of_each, make_grid, only_writer, parse_kinds, shared_factors, stream_dls
 from .probing import parse_slices
 from .released import released_stream
 from .results import PARTS, Run, _save, embed_parts, judge, plot_run, source_of, validation_probe, write_json, write_report, write_run
@@ -70,7 +70,6 @@ def train_stream(
     "Pairs composed from a source, or the authors' released ones"
     kinds, bs, seed, augment = config['kinds'], config['bs'], config['seed'], Augment(config['contrast'], config['shift'], config['flip'])
     if not config['released']: return PairStream(source, kinds, bs, seed, config['same'], augment)
-    if config['crop'] != 'centre' or config['same'] != 'class': raise ValueError('the pairs of --released are made already: leave out --crop and --same')
     stream = released_stream(config['released'], kinds, 'train', bs, seed, augment)
     if stream.size != config['size']: raise ValueError(f'the pictures of --released have a side of {stream.size} pixels: give --size {stream.size}')
     return stream
@@ -118,8 +117,15 @@ def check_config(
     config: dict # options of `disentangle_run`, as `config_of` gives them
 ):
     "Raise `ValueError` unless a run can begin, as far as that is told without images"
-    loss_of(config), callbacks(config), kind_of_each(config['kinds'], config['bs'])
+    loss = loss_of(config)
+    callbacks(config), kind_of_each(config['kinds'], config['bs']), make_grid(config['size'])
     if not is_encoder(config['arch']): raise ValueError(f'unknown encoder {config["arch"]!r}')
+    if config['scheme'] != 'authors' and config['data'] != 'mnist_stl10': raise ValueError('--scheme is how MNIST and STL-10 are split: give --data mnist_stl10 too, or leave it out')
+    if config['released'] and (config['crop'] != 'centre' or config['same'] != 'class' or config['flip']):
+        raise ValueError('the pairs of --released are made already: leave out --crop, --same and --flip')
+    few = min(config['bs'], max(4, config['dim'])) # as many pairs as a regulariser can ask for
+    with torch.random.fork_rng(devices=[]):
+        for reg in loss.regs: reg(*torch.randn(2, few, config['dim']))
 
 # %% ../nbs/09_run.ipynb #b4bc5eb2
 def make_learner(
@@ -282,7 +288,8 @@ def run_options(
     check_config(config)
     if not str(out): raise ValueError('--out is empty: name a folder for the run')
     if options['threads'] > 0: torch.set_num_threads(options['threads'])
-    if options['reg'] == 'none' and options['lam'] != OPTIONS['lam']: warnings.warn(f'lam={options["lam"]:g} is the weight of a regulariser, and none is chosen: give --reg')
+    idle = [f'{k}={options[k]}' for k in ('lam', 'warmup', 'hold', 'gain') if options['reg'] == 'none' and options[k] != OPTIONS[k]]
+    if idle: warnings.warn(f'{", ".join(idle)} is for a regulariser, and none is chosen: give --reg')
     keep_freed_memory()
     with ranks():
         kept = from_first(lambda: kept_config(out)) if resume else {}

@@ -85,6 +85,7 @@ def model_card(
     c, card = without_folders(run.config), run.card
     fields = {k: c[k] for k in ('size', 'dim', 'seed', 'hardware', 'seconds')}
     data = 'own images' if set(folder_options(run.config)) & {'data', 'digits', 'backgrounds'} else f'the data set `{c["data"]}`'
+    if run.config.get('released'): data = f"the authors' released data (and probed on {data})"
     return _CARD.format(**fields, data=data, title=run.title, slices=_slices_in_words(c['slices']), kinds=f'of the kind {c["kinds"][0]}' if len(c['kinds']) == 1 else f'of the kinds {", ".join(c["kinds"])}',
                         shared=f'the {"image" if c.get("same") == "instance" else "class"} of each factor that its kind names', probe=card.probe, n_test=card.n_test,
                         table=results_table([run]), command=command(run), versions=', '.join(f'{k} {v}' for k, v in c['versions'].items()),

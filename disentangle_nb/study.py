@@ -24,7 +24,7 @@ from torch import as_tensor, cosine_similarity
 from .dependence import cka
 from .infonce import unit
 from .overlay import locked, parse_kinds, shared_factors, write_atomic
-from .probing import Scorecard
+from .probing import Scorecard, parse_slices
 from .results import ALIKE, Run, baseline, judge, method, run_title
 from .run import OPTIONS, arguments, check_config, check_ranges, config_of, disentangle_run, fail_plainly
 from .sharing import without_folders
@@ -38,7 +38,7 @@ def normal(
     "All options of a run, written in one way: two runs are the same if these are. Where the images lie is no part of a run, nor is the number of threads, nor the weight of a regulariser that is not there"
     o = OPTIONS | options
     unused = {'path', 'threads', *but} | ({'lam', 'warmup', 'hold', 'gain'} if o['reg'] == 'none' else set())
-    return {k: v for k, v in o.items() if k not in unused} | {'kinds': ','.join(parse_kinds(o['kinds'])), 'slices': str(o['slices'])}
+    return {k: v for k, v in o.items() if k not in unused} | {'kinds': ','.join(parse_kinds(o['kinds'])), 'slices': str(parse_slices(str(o['slices']).strip('[]'))).strip('[]').replace(' ', '')}
 
 def different(
     runs: list # of options

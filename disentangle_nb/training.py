@@ -321,7 +321,7 @@ def on_signals(
 class StopOnSignal(Callback):
     "Finish the step, save, and raise `Interrupted` after Ctrl-C or SIGTERM"
     order = 65
-    signum = 0
+    signum, at = 0, 0.
     @contextmanager
     def listening(self):
         "Note signals instead of acting on them"
@@ -336,7 +336,8 @@ class StopOnSignal(Callback):
 
     def asked(self):
         "The signal, to any of the processes that train together"
-        if hasattr(self, 'rank_model'): self.signum = self.rank_model.largest(self.signum)
+        told = self.rank_model.largest(self.signum) if hasattr(self, 'rank_model') else self.signum
+        if told and not self.signum: self.signum, self.at = told, time.monotonic()
         return self.signum
 
     def after_batch(self):
@@ -349,6 +350,7 @@ class StopOnSignal(Callback):
         if self.asked(): self.stop()
 
     def stop(self):
+        from_first(lambda: None) # a rank that ends makes torchrun end the others: not before the first has saved
         saved = self.checkpoints[-1] if self.checkpoints else 'nowhere, since no folder was given'
         raise Interrupted(self.signum, f'stopped by {signal.Signals(self.signum).name} after step {self.dls.train.position - 1}; saved: {saved}')
 
@@ -594,6 +596,7 @@ class FindCategories(Callback):
         begin_second_stage(self.learn, step)
 
     def find(self, n_pairs):
+        check_weights(self.learn)
         first = [split_slices(z, self.model.n_slices)[0] for z in embed_pairs(self.model, self.dls.train.stream, n_pairs)]
         return cluster_pairs(*first, first[0].shape[1], self.seed)
 
@@ -632,6 +635,7 @@ class FindKinds(Callback):
         for name, saved in state.items(): getattr(self, name).load_state_dict(saved)
 
     def find(self):
+        check_weights(self.learn)
         some = partial(embed_pairs, self.learn.model, self.dls.train.stream)
         z0, z1 = some(self.n_pairs)
         dim = z0.shape[1]

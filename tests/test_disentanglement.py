@@ -424,3 +424,11 @@ def test_a_quantity_that_is_refused_is_told_why():
     with pytest.raises(ValueError, match="only one value on test"): as_factors([[-1.], [1.]], [[0.], [0.]])
     with pytest.raises(ValueError, match=r"discrete=\{'f0': False\}"): as_factors([[1], [2]], [[3]])
     with pytest.raises(TypeError, match="lists of indices"): as_blocks([[0, 1], 2.], 3)
+
+
+def test_predictors_of_numbers_check_their_options():
+    x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40.) % 7
+    for l2 in (-1., (), float('nan')):
+        with pytest.raises(ValueError, match='l2 must hold one strength or more'): ridge_probe(x, y, l2=l2)
+    for name in ('epochs', 'width'):
+        with pytest.raises(ValueError, match=f'{name} must be 1 or more, got 0'): mlp_regressor(x, y, **{name: 0})

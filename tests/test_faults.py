@@ -338,3 +338,15 @@ def test_a_checkpoint_is_kept():
 
 def test_a_loss_that_is_no_module_is_refused():
     with pytest.raises(TypeError, match='must be a torch.nn.Module'): tiny_learner(None, loss=lambda z0, z1: (z0 - z1).square().mean())
+
+
+@pytest.mark.parametrize('at', [2, 3])
+def test_weights_that_are_not_finite_are_named_before_categories_are_sought(at):
+    class Spoil(Callback):
+        order = 90
+        def after_batch(self):
+            if self.training and self.dls.train.position == 2: next(self.model.encoder.parameters()).data[0] = float('nan')
+    torch.manual_seed(0)
+    stream, model = PairStream(load_source(size=32), 'DC-BC', 16), SlicedModel(small_resnet((8,), 8), dim=8, n_slices=[4, 4], size=32, categories=True)
+    learn = disentangle_learner(stream_dls(stream, stream, n_batches=4, n_valid=1, device='cpu'), model, DisentangleLoss(base='category', n_slices=[4, 4], start=at), cbs=[FindCategories(at, n_pairs=40), Spoil()])
+    with pytest.raises(FloatingPointError, match='not finite' if at == 2 else 'step 2'): train(learn, 6, progress=False)

@@ -205,3 +205,14 @@ def test_embeddings_and_factors_of_any_container(split, convert):
 def test_too_few_images_to_retrieve_from(split):
     few = Embedded({'train': split.parts['train'], 'test': tuple(a[:6] for a in split.parts['test'])}, split.images()[:6])
     with pytest.raises(ValueError, match='between 1 and 4'): retrieval_accuracy(few, k=5)
+
+
+@pytest.mark.parametrize('size, patch, stride', [(50, 12, 4), (9, 9, 4), (10, 3, 3)])
+def test_every_pixel_is_hidden(size, patch, stride):
+    "Of an encoder that sees each pixel, none is left at 0"
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * size**2, 4))
+    images = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
+    assert (occlusion(model, images, [slice(2), slice(2, 4)], patch, stride) > 0).all()
+    for wrong in ((size + 1, 1), (2, 3)):
+        with pytest.raises(ValueError, match='leave gaps'): occlusion(model, images, [slice(4)], *wrong)

@@ -964,3 +964,13 @@ def test_tiled_hess_at_low_temperatures(monkeypatch):
     assert math.isfinite(at(.001, torch.float32)[0]) and at(.001, torch.float32)[1].isfinite().all()
     (value, grad), (exact, wanted) = (at(.012, dtype) for dtype in (torch.float32, torch.float64))
     assert math.isclose(value, exact, rel_tol=1e-3) and (grad - wanted).norm() < .01 * wanted.norm()
+
+
+@pytest.mark.parametrize('name', ['warmup', 'start'])
+@pytest.mark.parametrize('steps', [-1, math.nan, math.inf])
+def test_schedules_are_numbers_of_steps(name, steps):
+    with pytest.raises(ValueError, match=f'{name} must be 0 steps or more'): DisentangleLoss('hess', **{name: steps})
+
+
+def test_arrays_are_no_tensors():
+    with pytest.raises(TypeError, match='must be tensors'): DisentangleLoss()(np.ones((4, 8)), np.ones((4, 8)))

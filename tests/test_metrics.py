@@ -462,3 +462,10 @@ def test_only_files_are_overwritten(tmp_path, capsys):
 
 def test_mlps_of_dci_es_are_wider_than_one():
     with pytest.raises(ValueError, match="from 2 on"): metrics_card(X, Y, widths=(1, 8))
+
+
+def test_command_reads_one_factor_without_columns(tmp_path):
+    y = np.arange(120) % 3
+    np.savez(tmp_path/"one.npz", embeddings=np.random.default_rng(0).normal(size=(120, 4)) + y[:, None], factors=y.astype(float), discrete=[True])
+    disentangle_metrics([str(tmp_path/"one.npz"), "--linear", "--n_boot", "0", "--discrete", "f0", "--out", str(tmp_path/"card.json")])
+    assert MetricsCard.from_dict(json.loads((tmp_path/"card.json").read_text())).meta["factors"] == {"f0": 3}

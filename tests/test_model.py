@@ -2,9 +2,10 @@
 import numpy as np, torch
 from references import random
 from scipy.stats import multivariate_t
+from torch import nn
 from torch.nn import functional as F
 
-from disentangle_nb.model import Categories, KindMixture, difference, fit_once, log_densities
+from disentangle_nb.model import Categories, KindMixture, SlicedModel, difference, fit_once, log_densities
 
 
 def pairs(counts, noise=.2):
@@ -73,3 +74,11 @@ def test_weights_count_where_scales_do_not_tell():
     mixture = KindMixture(2, 2)
     mixture.log_weights.copy_(torch.tensor([.1, .9]).log())
     assert (mixture(*random(2, 9, 2)) == 1).all()
+
+
+def test_encoders_with_lazy_layers_and_with_other_convolutions():
+    lazy = SlicedModel(nn.Sequential(nn.Flatten(), nn.LazyLinear(8)), dim=4, size=8)
+    solid = SlicedModel(nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 4, 3), nn.Flatten()), dim=4, size=8)
+    for model in (lazy, solid): assert model(torch.randn(3, 3, 8, 8)).shape == (3, 4)
+    kernels = [p for p in SlicedModel('small', dim=4, size=32).parameters() if p.ndim == 4]
+    assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)

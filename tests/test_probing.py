@@ -347,3 +347,25 @@ def test_columns_of_embeddings_must_be_in_one_order():
 def test_random_states_of_gpus_are_left_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
     mlp_probe(random(60, 4), torch.arange(60) % 2, epochs=1)
+
+
+def test_parts_of_an_iterator_are_read_too():
+    x, y = embeddings_and_factors()
+    assert probe_matrices((x, y), iter([(x, y)])) == probe_matrices((x, y), [(x, y)]) != []
+
+
+def test_validation_labels_are_one_column():
+    x, y = embeddings_and_factors()
+    for fit in (linear_probe, mlp_probe):
+        with pytest.raises(ValueError, match=r'validation labels must have shape \(n,\), got \(60, 1\)'): fit(x, y[:, 0], x, y[:, :1])
+
+
+def test_arrays_of_the_other_byte_order_are_read():
+    x, y = embeddings_and_factors()
+    swapped = x.numpy().astype(x.numpy().dtype.newbyteorder())
+    assert torch.equal(linear_probe(swapped, y[:, 0].numpy().astype('>i4')).log_prob(x), linear_probe(x, y[:, 0]).log_prob(x))
+
+
+def embeddings_and_factors(n=60):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, 4, generator=g), torch.arange(n)[:, None] % 3

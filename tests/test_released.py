@@ -7,7 +7,7 @@ import torch
 from disentangle_nb.overlay import Augment
 from disentangle_nb.released import (crc32c, crc32c_by_byte, encode_example, encode_pair, frame, parse_example, read_tfrecord,
                                      released_pairs, released_shards, released_stream, shard_path, split_label, write_released, write_tfrecord)
-from disentangle_nb.run import OPTIONS, run_options, train_stream
+from disentangle_nb.run import OPTIONS, check_config, config_of, run_options, train_stream
 from hypothesis import given, strategies as st
 
 floats = st.floats(width=32, allow_nan=False)
@@ -147,8 +147,8 @@ def test_options_that_released_pairs_cannot_follow(tmp_path):
     config = dict(kinds=['DC-BC'], bs=2, seed=0, contrast=.2, shift=.1, flip=False, released=tmp_path, crop='centre', same='class', size=64)
     assert train_stream(config, None).batch(0)[0].shape == (4, 3, 64, 64)
     with pytest.raises(ValueError, match='give --size 64'): train_stream(config | {'size': 32}, None)
-    for option in ({'crop': 'random'}, {'same': 'instance'}):
-        with pytest.raises(ValueError, match='made already'): train_stream(config | option, None)
+    for option in ({'crop': 'random'}, {'same': 'instance'}, {'flip': True}):
+        with pytest.raises(ValueError, match='made already'): check_config(config_of(OPTIONS | {'released': str(tmp_path)} | option))
 
 
 def test_a_run_goes_on_with_the_shards_it_began_with(tmp_path):

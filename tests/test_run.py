@@ -13,7 +13,7 @@ from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import DamagedFile, PairStream, RankStream, load_source, pair_dls
 from disentangle_nb.probing import card_from_accuracy
 from disentangle_nb.results import Run, floors, judge, of_seen_classes, plot_losses, results_table, with_baseline
-from disentangle_nb.run import OPTIONS, load_sources, run_options, use_bf16
+from disentangle_nb.run import OPTIONS, check_config, config_of, load_sources, run_options, use_bf16
 from disentangle_nb.sharing import disentangle_share, load_model, save_hub
 from disentangle_nb.training import Interrupted, disentangle_learner, embed_pairs, train
 
@@ -52,9 +52,24 @@ def test_wrong_options_are_refused_before_anything_is_written(tmp_path, options,
     assert not (tmp_path/'run').exists()
 
 
-@pytest.mark.parametrize('options, message', [(dict(base='category', slices='6,6', start=0), 'needs --start'), (dict(kinds='none'), 'share no factor'), (dict(arch='resnet19'), 'unknown encoder')])
+@pytest.mark.parametrize('options, message', [
+    (dict(base='category', slices='6,6', start=0), 'needs --start'), (dict(kinds='none'), 'share no factor'), (dict(arch='resnet19'), 'unknown encoder'),
+    (dict(reg='ortho', slices='2,10'), 'equally wide'), (dict(reg='hsic_white', slices='2', dim=48), 'more rows'), (dict(reg='hsic_debiased', bs=3), 'at least 4 pairs'),
+    (dict(size=16), 'does not fit'), (dict(data='embedded', path=None, scheme='official'), 'give --data mnist_stl10')])
 def test_wrong_options_are_refused_before_images_are_looked_for(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message): go(tmp_path/'run', **options | dict(data='mnist_stl10', path=str(tmp_path/'nowhere')))
+    with pytest.raises(ValueError, match=message): go(tmp_path/'run', **dict(data='mnist_stl10', path=str(tmp_path/'nowhere')) | options)
+
+
+def test_options_of_a_regulariser_that_is_not_there_are_told(tmp_path):
+    with pytest.warns(UserWarning, match='warmup=2, hold=True is for a regulariser, and none is chosen'), pytest.raises(ValueError, match='unknown source'):
+        go(tmp_path/'run', data='nowhere', warmup=2, hold=True)
+
+
+def test_regularisers_are_tried_without_touching_the_random_state():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    for reg in ('ortho_redrawn', 'hess', 'hsic_white'): check_config(config_of(OPTIONS | dict(reg=reg)))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def command(*args): return subprocess.run([Path(sys.executable).with_name('disentangle_run'), *args], capture_output=True, text=True)

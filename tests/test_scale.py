@@ -1,16 +1,17 @@
 "Several processes against one, for every loss, for a whole training and for the command; gradient caching."
-import csv, os, subprocess, sys, weakref
+import csv, os, signal, subprocess, sys, time, weakref
 
 import pytest, torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from fastai.callback.core import Callback
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from disentangle_nb.losses import CategoryMax, DisentangleLoss, HSICReg, InfoMax, REGULARIZERS, SubInfoMax, make_reg, routes_of
 from disentangle_nb.model import SlicedModel
 from disentangle_nb.overlay import Augment, PairStream, RankStream, load_source, stream_dls
-from disentangle_nb.training import FindCategories, FindKinds, GradCache, PairLoss, RankLoss, disentangle_learner, distribute, first_then_others, from_first, last_state, process_group, train
+from disentangle_nb.training import FindCategories, FindKinds, GradCache, Interrupted, PairLoss, RankLoss, disentangle_learner, distribute, first_then_others, from_first, last_state, process_group, train
 
 PAIRS = 12
 LOSSES = dict(infomax=InfoMax, subinfomax=SubInfoMax, **{n: (lambda n=n, **kw: make_reg(n, **kw)) for n in REGULARIZERS if n != 'none'},
@@ -180,6 +181,31 @@ def training_with_a_part_unused(rank, world, folder):
 
 def test_a_parameter_without_a_gradient_is_named(tmp_path):
     for said in in_ranks(training_with_a_part_unused, 2, tmp_path): assert 'encoder.later.weight, encoder.later.bias, and ranks wait' in said
+
+
+def stopped_training(rank, world, folder):
+    "One rank alone is told to stop; the first is told once more while it saves, as torchrun does"
+    class Strike(Callback):
+        order = 64
+        def after_batch(self):
+            if self.training and self.dls.train.position == 5 and rank: signal.raise_signal(signal.SIGTERM)
+    learn, saved = distribute(learner(folder/'run')), []
+    if not rank:
+        save = learn.checkpoint.after_epoch
+        def slow():
+            if learn.stop_on_signal.signum:
+                signal.raise_signal(signal.SIGTERM)
+                time.sleep(1)
+            save()
+            saved.append(time.monotonic())
+        learn.checkpoint.after_epoch = slow
+    with pytest.raises(Interrupted, match='after step 4'): train(learn.add_cb(Strike()), 100, progress=False)
+    return time.monotonic(), saved
+
+
+def test_no_rank_ends_before_the_first_has_saved(tmp_path):
+    (_, saved), (ended, _) = in_ranks(stopped_training, 2, tmp_path)
+    assert saved[-1] < ended and last_state(tmp_path/'run')['position'] == 5
 
 
 def cached_training(rank, world, folder):

@@ -19,6 +19,11 @@ def table(tmp_path):
     return path
 
 
+def test_slices_are_one_in_any_writing():
+    assert study.normal({'slices': ' 2'}) == study.normal({'slices': 2})
+    assert study.normal({'slices': '2, 6'}) == study.normal({'slices': [2, 6]}) == study.normal({'slices': '02,6'}) != study.normal({'slices': '6,2'})
+
+
 def test_submitit_makes_the_same_record(table):
     pytest.importorskip('submitit')
     lines = []
