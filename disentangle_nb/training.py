@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PairLoss', 'Schedule', 'write_csv', 'History', 'check_weights', 'StopOnNaN', 'ProbeEvery', 'callback_states',
            'set_callback_states', 'checkpoint_state', 'Checkpoint', 'last_state', 'folder_options', 'check_options',
-           'Resume', 'restore', 'Interrupted', 'on_signals', 'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'aside',
-           'PairLearner', 'check_learner', 'disentangle_learner', 'train', 'embed_pairs', 'cluster_pairs', 'this_rank',
-           'from_first', 'first_then_others', 'begin_second_stage', 'FindCategories', 'FindKinds', 'frozen_statistics',
-           'in_chunks', 'GradCache', 'RankLoss', 'process_group', 'update_statistics', 'synced_norm', 'RankModel',
+           'Resume', 'restore', 'this_rank', 'from_first', 'first_then_others', 'Interrupted', 'on_signals',
+           'StopOnSignal', 'NoPairs', 'NoPairLoaders', 'aside', 'PairLearner', 'check_learner', 'disentangle_learner',
+           'train', 'frozen_statistics', 'in_chunks', 'GradCache', 'embed_pairs', 'cluster_pairs', 'begin_second_stage',
+           'FindCategories', 'FindKinds', 'RankLoss', 'process_group', 'update_statistics', 'synced_norm', 'RankModel',
            'distribute', 'keep_freed_memory', 'give_back_memory', 'resident_memory', 'TrimMemory']
 
 # %% ../nbs/05_training.ipynb #5ffff4d8
@@ -296,6 +296,34 @@ def restore(
     learn.add_cb(Resume({k: state[k] for k in ('schedule', 'scaler', 'file') if k in state}))
     _set_random_state(state['random'])
 
+# %% ../nbs/05_training.ipynb #6fb5827f
+def this_rank(
+) -> int: # from 0; 0 in a single process
+    "Number of this process among those that train together"
+    return dist.get_rank() if dist.is_initialized() else 0
+
+def from_first(
+    f # function without arguments, called on the first rank only
+): # what it gives, on all ranks
+    "Ask the first rank; an error there is raised on all"
+    if not dist.is_initialized(): return f()
+    box = [None]
+    if this_rank() == 0:
+        try: box = [(f(), None)]
+        except Exception as e: box = [(None, e)]
+    dist.broadcast_object_list(box)
+    result, error = box[0]
+    if error: raise error
+    return result
+
+def first_then_others(
+    f # function without arguments, such as one that fills a cache
+): # what it gives, on each rank
+    "Call a function on the first rank, and when it is done there, on the others"
+    kept = []
+    from_first(lambda: kept.append(f()))
+    return kept[0] if kept else f()
+
 # %% ../nbs/05_training.ipynb #1c9667f5
 class Interrupted(KeyboardInterrupt):
     "Training stopped since a signal asked for it; what was trained is saved"
@@ -507,6 +535,47 @@ def train(
         if start: stack.callback(setattr, loss, 'start', start) # `FindCategories` may move it
         learn.fit(epochs, cbs=[Schedule(learn.lr, steps, restart=start), stop])
 
+# %% ../nbs/05_training.ipynb #aca62c1b
+@contextmanager
+def frozen_statistics(
+    model: nn.Module, # with or without batch norm
+):
+    "Keep the running statistics of batch norms from moving; batches are still normalised by their own"
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    for m in norms: m.momentum = 0.
+    try: yield
+    finally:
+        for m,(momentum,tracked) in zip(norms, before):
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(tracked)
+
+def in_chunks(
+    model: nn.Module, # called in the second run too, for its batch norms
+    forward, # its forward function
+    size: int, # most images in a chunk; chunks are equal within one image
+    x: Tensor, # images
+) -> Tensor: # As `forward(x)`
+    "`forward` chunk by chunk; in training, activations are computed again when they are needed"
+    chunks = x.tensor_split(-(-len(x) // size))
+    if not torch.is_grad_enabled(): return forward(x) if model.training else torch.cat([forward(c) for c in chunks])
+    contexts = lambda: (nullcontext(), frozen_statistics(model))
+    return torch.cat([checkpoint(forward, c, use_reentrant=False, context_fn=contexts) for c in chunks])
+
+class GradCache(Callback):
+    "Gradients of a large batch with the activations of a small one; exact without batch norm"
+    def __init__(self,
+        size: int = 256, # images in a chunk (a pair is two)
+    ):
+        if size < 2: raise ValueError(f'a chunk must hold 2 images or more, got {size}')
+        self.size = size
+
+    def before_fit(self):
+        self.after_fit()
+        self.model.forward = partial(in_chunks, self.model, self.model.forward, self.size)
+
+    def after_fit(self): vars(self.model).pop('forward', None)
+
 # %% ../nbs/05_training.ipynb #014b0813
 @torch.no_grad()
 def embed_pairs(
@@ -530,34 +599,6 @@ def cluster_pairs(
     if len(u0) < n: raise ValueError(f'{n} clusters need as many pairs, got {len(u0)}')
     means = KMeans(n, n_init=20, random_state=seed % 2**32).fit((u0 + u1) / 2)
     return unit(torch.as_tensor(means.cluster_centers_)), adjusted_mutual_info_score(means.predict(u0), means.predict(u1))
-
-# %% ../nbs/05_training.ipynb #6fb5827f
-def this_rank(
-) -> int: # from 0; 0 in a single process
-    "Number of this process among those that train together"
-    return dist.get_rank() if dist.is_initialized() else 0
-
-def from_first(
-    f # function without arguments, called on the first rank only
-): # what it gives, on all ranks
-    "Ask the first rank; an error there is raised on all"
-    if not dist.is_initialized(): return f()
-    box = [None]
-    if this_rank() == 0:
-        try: box = [(f(), None)]
-        except Exception as e: box = [(None, e)]
-    dist.broadcast_object_list(box)
-    result, error = box[0]
-    if error: raise error
-    return result
-
-def first_then_others(
-    f # function without arguments, such as one that fills a cache
-): # what it gives, on each rank
-    "Call a function on the first rank, and when it is done there, on the others"
-    kept = []
-    from_first(lambda: kept.append(f()))
-    return kept[0] if kept else f()
 
 # %% ../nbs/05_training.ipynb #ae3492a4
 def begin_second_stage(
@@ -631,6 +672,7 @@ class FindKinds(Callback):
         self.mixture = None
         if not state: return
         self.teacher = copy.deepcopy(self.learn.model).eval().requires_grad_(False)
+        vars(self.teacher).pop('forward', None) # of `GradCache`, whose chunks are cut below, after a restart too
         self.mixture = KindMixture(*state['mixture']['scales'].shape[:2]).to(self.dls.device)
         for name, saved in state.items(): getattr(self, name).load_state_dict(saved)
 
@@ -646,48 +688,10 @@ class FindKinds(Callback):
     def before_batch(self):
         if self.training and self.dls.train.position - 1 == self.at:
             self.load_state_dict({'teacher': self.learn.model.state_dict(), 'mixture': from_first(self.find)})
-        if self.mixture: self.learn.yb = (self.yb[0], self.mixture(*self.teacher(self.xb[0]).chunk(2)))
-
-# %% ../nbs/05_training.ipynb #aca62c1b
-@contextmanager
-def frozen_statistics(
-    model: nn.Module, # with or without batch norm
-):
-    "Keep the running statistics of batch norms from moving; batches are still normalised by their own"
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
-    for m in norms: m.momentum = 0.
-    try: yield
-    finally:
-        for m,(momentum,tracked) in zip(norms, before):
-            m.momentum = momentum
-            m.num_batches_tracked.copy_(tracked)
-
-def in_chunks(
-    model: nn.Module, # called in the second run too, for its batch norms
-    forward, # its forward function
-    size: int, # most images in a chunk; chunks are equal within one image
-    x: Tensor, # images
-) -> Tensor: # As `forward(x)`
-    "`forward` chunk by chunk; in training, activations are computed again when they are needed"
-    chunks = x.tensor_split(-(-len(x) // size))
-    if not torch.is_grad_enabled(): return forward(x) if model.training else torch.cat([forward(c) for c in chunks])
-    contexts = lambda: (nullcontext(), frozen_statistics(model))
-    return torch.cat([checkpoint(forward, c, use_reentrant=False, context_fn=contexts) for c in chunks])
-
-class GradCache(Callback):
-    "Gradients of a large batch with the activations of a small one; exact without batch norm"
-    def __init__(self,
-        size: int = 256, # images in a chunk (a pair is two)
-    ):
-        if size < 2: raise ValueError(f'a chunk must hold 2 images or more, got {size}')
-        self.size = size
-
-    def before_fit(self):
-        self.after_fit()
-        self.model.forward = partial(in_chunks, self.model, self.model.forward, self.size)
-
-    def after_fit(self): vars(self.model).pop('forward', None)
+        if not self.mixture: return
+        x, = self.xb
+        z = in_chunks(self.teacher, self.teacher.forward, self.grad_cache.size if hasattr(self, 'grad_cache') else len(x), x)
+        self.learn.yb = (self.yb[0], self.mixture(*z.chunk(2)))
 
 # %% ../nbs/05_training.ipynb #6ec47d52
 class RankLoss(PairLoss):

@@ -6,11 +6,11 @@ import pytest, torch
 from fastai.callback.core import Callback
 
 from disentangle_nb import overlay, results, run, training
-from disentangle_nb.losses import DisentangleLoss, HSICReg, OrthoReg
+from disentangle_nb.losses import DisentangleLoss, HSICReg, OrthoReg, routes_of
 from disentangle_nb.model import SlicedModel, small_resnet
 from disentangle_nb.overlay import DamagedFile, Grid, PairStream, Source, cached, load_checked, load_source, only_writer, pair_dls, save_checked, seeded, stream_dls, write_atomic
 from disentangle_nb.run import fail_plainly
-from disentangle_nb.training import Checkpoint, FindCategories, disentangle_learner, last_state, restore, train
+from disentangle_nb.training import Checkpoint, FindCategories, FindKinds, GradCache, disentangle_learner, last_state, restore, train
 
 resource = pytest.importorskip('resource', reason='a POSIX system is needed: signals and limits')
 fork = multiprocessing.get_context('forkserver')  # children of a process that has imported torch and done nothing else
@@ -350,3 +350,19 @@ def test_weights_that_are_not_finite_are_named_before_categories_are_sought(at):
     stream, model = PairStream(load_source(size=32), 'DC-BC', 16), SlicedModel(small_resnet((8,), 8), dim=8, n_slices=[4, 4], size=32, categories=True)
     learn = disentangle_learner(stream_dls(stream, stream, n_batches=4, n_valid=1, device='cpu'), model, DisentangleLoss(base='category', n_slices=[4, 4], start=at), cbs=[FindCategories(at, n_pairs=40), Spoil()])
     with pytest.raises(FloatingPointError, match='not finite' if at == 2 else 'step 2'): train(learn, 6, progress=False)
+
+
+def test_the_teacher_keeps_to_the_chunks_after_a_restart(tmp_path, monkeypatch):
+    cut, whole = [], training.in_chunks
+    monkeypatch.setattr(training, 'in_chunks', lambda model, forward, size, x: cut.append((model, size)) or whole(model, forward, size, x))
+    def sizes():
+        torch.manual_seed(0)
+        stream, model = PairStream(load_source(size=32), 'DC,BC', 16), SlicedModel(small_resnet((8,), 8), dim=8, size=32)
+        loss = DisentangleLoss(base='inferred', start=2, routes=routes_of('DC,BC').values())
+        learn = disentangle_learner(stream_dls(stream, stream, n_batches=2, n_valid=1, device='cpu'), model, loss, folder=tmp_path, cbs=[FindKinds(2, 2, n_pairs=64), GradCache(8)])
+        if state := last_state(tmp_path): restore(learn, state)
+        train(learn, 6, progress=False)
+        return [size for model, size in cut if model is learn.find_kinds.teacher]
+    assert sizes() == [8] * 6 # two epochs of two steps and a batch of validation
+    (tmp_path/'checkpoint-0000006.pt').unlink()
+    assert sizes() == [8] * 3
