@@ -203,10 +203,10 @@ def compose(
     flip: Tensor | None = None # `(N,)` bool, mirror the photograph
 ) -> Tensor: # `(N, 3, size, size)` uint8, channels-last in memory
     "Digits pasted on photographs by element-wise maximum"
-    first = torch.tensor([y.start * source.size + x.start for y, x in source.windows]) # pixel of each location
     digit, place, photo = rows.unbind(1)
+    first = torch.tensor([y.start * source.size + x.start for y, x in source.windows], device=rows.device) # pixel of each location
     image = _backgrounds(source, photo, corner, flip)
-    digits, pixel = (t.to(source.device) for t in (digit, source.size**2 * torch.arange(len(rows)) + first[place]))
+    digits, pixel = (t.to(source.device) for t in (digit, source.size**2 * torch.arange(len(rows), device=rows.device) + first[place]))
     _paste(image, source.coloured.index_select(0, digits), pixel)
     return image.permute(0, 3, 1, 2)
 

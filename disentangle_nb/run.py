@@ -123,7 +123,7 @@ def check_config(
     if config['scheme'] != 'authors' and config['data'] != 'mnist_stl10': raise ValueError('--scheme is how MNIST and STL-10 are split: give --data mnist_stl10 too, or leave it out')
     if config['released'] and (config['crop'] != 'centre' or config['same'] != 'class' or config['flip']):
         raise ValueError('the pairs of --released are made already: leave out --crop, --same and --flip')
-    few = min(config['bs'], max(4, config['dim'])) # as many pairs as a regulariser can ask for
+    few = min(config['bs'], max(256, config['dim'])) # pairs, as many as a regulariser may ask for
     with torch.random.fork_rng(devices=[]):
         for reg in loss.regs: reg(*torch.randn(2, few, config['dim']))
 
