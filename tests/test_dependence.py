@@ -189,6 +189,7 @@ def test_half_samples_need_eight_rows():
         with pytest.raises(ValueError, match="8 rows or more, got 7: n_boot=0"): f(x)
         assert f(x, n_boot=0)
     with pytest.raises(ValueError, match="8 rows or more, got 5"): seed_agreement(*[np.repeat(x, 9, 0)] * 2, max_rows=5)
+    with pytest.raises(ValueError, match="max_rows must be 1 or more, got -9"): seed_agreement(*[np.repeat(x, 9, 0)] * 2, max_rows=-9)
 
 
 def test_float64_is_not_rounded():

@@ -7,7 +7,9 @@ import torch
 from disentangle_nb.overlay import Augment
 from disentangle_nb.released import (crc32c, crc32c_by_byte, encode_example, encode_pair, frame, parse_example, read_tfrecord,
                                      released_pairs, released_shards, released_stream, shard_path, split_label, write_released, write_tfrecord)
+from disentangle_nb.results import Run
 from disentangle_nb.run import OPTIONS, check_config, config_of, run_options, train_stream
+from disentangle_nb.sharing import model_card
 from hypothesis import given, strategies as st
 
 floats = st.floats(width=32, allow_nan=False)
@@ -156,6 +158,7 @@ def test_a_run_goes_on_with_the_shards_it_began_with(tmp_path):
     write_released(shards, 'DC-BC', 'train', smooth_pairs(8), 1)
     options = OPTIONS | dict(released=str(shards), bs=4, epoch=2, dim=8, hidden=8, threads=1, precision='fp32', steps=4)
     run_options(options, run, False, True)
+    assert "pairs of the authors' released data (and probed on the data set `embedded`)" in model_card(Run(run))
     (run/'scorecard.json').unlink()
     write_released(shards, 'DC-BC', 'train', smooth_pairs(9), 1)
     with pytest.raises(ValueError, match='holds a run of other options: images was'): run_options(options, run, True, True)
