@@ -246,6 +246,7 @@ def check_objective(
     lam:float|list, # Weight of all, or of each
     hold:bool, # Is the first slice of the base held?
     gain:float|None, # What the base must gain, nats
+    **steps, # Numbers of steps, by name
 ):
     "Raise an error unless weights and slices fit the regularisers, and the base can be held and tells what it gains where that is asked for"
     if wrong := [r for r in regs if not isinstance(r, nn.Module)]: raise TypeError(f"a regulariser is a module, such as HessReg(), or the name of one, such as 'hess', got {wrong[0]!r}")
@@ -255,6 +256,8 @@ def check_objective(
             raise ValueError(f"base and regulariser cut different slices: {type(base).__name__} has n_slices={base.n_slices}, {type(r).__name__} {r.n_slices}; give both the same")
     if not all(math.isfinite(l) for l in (lam if isinstance(lam, list) else [lam])): raise ValueError(f"lam must be finite, got {lam}")
     if gain is not None and not 0 < gain < math.inf: raise ValueError(f"gain must be positive and finite, got {gain}")
+    for name,n in steps.items():
+        if not 0 <= n < math.inf: raise ValueError(f"{name} must be 0 steps or more, got {n}")
     if hold and not hasattr(base, 'n_slices'): raise ValueError(f"hold needs a base with slices, got {type(base).__name__}")
     if gain is not None and not hasattr(base, 'gain'): raise ValueError(f"gain needs a base that tells what it gains over chance, such as 'category', got {type(base).__name__}")
 
@@ -282,10 +285,8 @@ class DisentangleLoss(nn.Module):
         regs = [r for r in named if r is not None]
         if isinstance(base, str): kwargs = dict(n_slices=n_slices, tau=tau) | kwargs
         self.base = make_base(base, **kwargs)
-        check_objective(self.base, regs, lam, hold, gain)
+        check_objective(self.base, regs, lam, hold, gain, warmup=warmup, start=start)
         self.regs = nn.ModuleList(regs)
-        for name,steps in dict(warmup=warmup, start=start).items():
-            if not 0 <= steps < math.inf: raise ValueError(f"{name} must be 0 steps or more, got {steps}")
         self.names,self.uses_kind = unique_names([self.base, *regs]),getattr(self.base, 'uses_kind', False)
         self.lam,self.warmup,self.start,self.gain = lam,warmup,start,gain
         self.held,self.parts = self.base.n_slices if hold else None,{}

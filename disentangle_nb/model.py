@@ -176,6 +176,7 @@ class Parallel(nn.ModuleList):
 
     def forward(self, x): return torch.cat([m(x) for m in self], 1)
 
+# %% ../nbs/01_model.ipynb #5a45f158
 class SlicedModel(nn.Module):
     "Encoder and projection; the embedding is read as contiguous slices"
     def __init__(self,
@@ -196,7 +197,7 @@ class SlicedModel(nn.Module):
         self.projection = Parallel([project(w) for w in widths]) if heads or categories else project(dim)
         self.categories = Categories(widths[0]) if categories else nn.Identity()
         for t in (*self.parameters(), *self.buffers()):
-            if t.ndim == 4: t.data = t.data.contiguous(memory_format=torch.channels_last)
+            if t.ndim == 4: t.data = t.data.to(memory_format=torch.channels_last) # kernels of one pixel too, which .contiguous leaves as they are
 
     def forward(self,
                 x: Tensor # `(n, 3, size, size)` images as `to_float` makes them

@@ -81,4 +81,4 @@ def test_encoders_with_lazy_layers_and_with_other_convolutions():
     solid = SlicedModel(nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 4, 3), nn.Flatten()), dim=4, size=8)
     for model in (lazy, solid): assert model(torch.randn(3, 3, 8, 8)).shape == (3, 4)
     kernels = [p for p in SlicedModel('small', dim=4, size=32).parameters() if p.ndim == 4]
-    assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) and p.stride(1) == 1 for p in kernels) # those of one pixel too

@@ -349,6 +349,11 @@ def test_random_states_of_gpus_are_left_alone(monkeypatch):
     mlp_probe(random(60, 4), torch.arange(60) % 2, epochs=1)
 
 
+def embeddings_and_factors(n=60):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, 4, generator=g), torch.arange(n)[:, None] % 3
+
+
 def test_parts_of_an_iterator_are_read_too():
     x, y = embeddings_and_factors()
     assert probe_matrices((x, y), iter([(x, y)])) == probe_matrices((x, y), [(x, y)]) != []
@@ -364,8 +369,3 @@ def test_arrays_of_the_other_byte_order_are_read():
     x, y = embeddings_and_factors()
     swapped = x.numpy().astype(x.numpy().dtype.newbyteorder())
     assert torch.equal(linear_probe(swapped, y[:, 0].numpy().astype('>i4')).log_prob(x), linear_probe(x, y[:, 0]).log_prob(x))
-
-
-def embeddings_and_factors(n=60):
-    g = torch.Generator().manual_seed(0)
-    return torch.randn(n, 4, generator=g), torch.arange(n)[:, None] % 3

@@ -150,6 +150,7 @@ def test_options_that_released_pairs_cannot_follow(tmp_path):
     assert train_stream(config, None).batch(0)[0].shape == (4, 3, 64, 64)
     with pytest.raises(ValueError, match='give --size 64'): train_stream(config | {'size': 32}, None)
     for option in ({'crop': 'random'}, {'same': 'instance'}, {'flip': True}):
+        with pytest.raises(ValueError, match='made already'): train_stream(config | option, None)
         with pytest.raises(ValueError, match='made already'): check_config(config_of(OPTIONS | {'released': str(tmp_path)} | option))
 
 
